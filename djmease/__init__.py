@@ -1,0 +1,24 @@
+"""Realtime for Django, declared in ``settings.py``: the public names, and nothing else."""
+
+from __future__ import annotations
+
+from djmease.messages import Message
+from djmease.publishing import PublishError, UnknownRouting, apublish, publish
+from djmease.registry import closer, opener, receiver, sender
+from djmease.types import Client, ClientsList
+
+__all__ = [
+    "Client",
+    "ClientsList",
+    "Message",
+    "PublishError",
+    "UnknownRouting",
+    "apublish",
+    "closer",
+    "opener",
+    "publish",
+    "receiver",
+    "sender",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,159 @@
+"""Every fault of the settings as a Django system check: an id, a sentence with the value, a hint that cures it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as CheckWarning
+from django.core.exceptions import ImproperlyConfigured
+
+from djmease import connections, embedded, loader
+from djmease.conf import MeaseConf
+from djmease.loader import Fault
+
+Rule = tuple[str, Callable[[Any], bool], str]
+"""A setting, what it must satisfy, and that in words."""
+
+
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Report every fault of the ``MEASE_*`` settings and of the callbacks they name."""
+    return [_check_message(fault) for fault in faults()]
+
+
+def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Warn, with ``check --deploy``, of what serves a laptop and not a site."""
+    if settings.MEASE_REDIS_URL != embedded.EMBEDDED_URL:
+        return []
+    return [
+        CheckWarning(
+            "MEASE_REDIS_URL is 'embedded://': the embedded Valkey serves the processes of one machine and one user.",
+            hint="Set MEASE_REDIS_URL to a Redis or Valkey that all machines reach, unless there is only this one.",
+            id="djmease.W004",
+        )
+    ]
+
+
+def faults() -> list[Fault]:
+    """Return every fault there is, errors and warnings, as the server wants them too."""
+    return [*_unknown_settings(), *_out_of_range(), *_redis_faults(), *loader.load().faults]
+
+
+def _check_message(fault: Fault) -> CheckMessage:
+    kind = Error if fault.is_error else CheckWarning
+    return kind(fault.message, hint=fault.hint, id=fault.id)
+
+
+def _is_integer(low: int, high: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= low and (high is None or value <= high)
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def _is_origin(value: Any) -> bool:
+    try:
+        parts = urlsplit(value)
+        return bool(parts.scheme and parts.hostname) and not (parts.path or parts.query or parts.fragment)
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or rule(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_key_prefix(value: Any) -> bool:
+    return _is_text(value) and value.isprintable() and not any(char.isspace() for char in value)
+
+
+RULES: tuple[Rule, ...] = (
+    ("MEASE_AUTODISCOVER", lambda value: isinstance(value, bool), "True or False"),
+    ("MEASE_STRICT_ROUTING", lambda value: isinstance(value, bool), "True or False"),
+    ("MEASE_REDIS_URL", _optional(_is_text), "a URL, 'embedded://', or None"),
+    ("MEASE_REDIS_OPTIONS", lambda value: isinstance(value, dict), "a dict of arguments for redis-py's connections"),
+    ("MEASE_KEY_PREFIX", _is_key_prefix, "a string without spaces, for example 'mysite'"),
+    ("MEASE_EMBEDDED_DIR", _optional(_is_text), "the path of a directory as a string, or None"),
+    ("MEASE_HOST", _is_text, "the address to listen on as a string, for example '127.0.0.1'"),
+    ("MEASE_PORT", _is_integer(0, 65535), "a port, from 0 (any free one) to 65535"),
+    (
+        "MEASE_PATH",
+        _optional(lambda value: _is_text(value) and value.startswith("/")),
+        "a path that begins with a slash, for example '/ws/', or None for any path",
+    ),
+    ("MEASE_MAX_WORKERS", _optional(_is_integer(2)), "at least 2 threads (one is kept for closers), or None"),
+    ("MEASE_MAX_MESSAGE_SIZE", _is_integer(1), "a positive number of bytes"),
+    ("MEASE_MAX_PUBLISH_SIZE", _is_integer(1), "a positive number of bytes"),
+    ("MEASE_MAX_CLIENT_BUFFER", _is_integer(1), "a positive number of bytes"),
+    ("MEASE_PING_INTERVAL", _is_seconds, "a positive number of seconds"),
+    ("MEASE_PING_TIMEOUT", _is_seconds, "a positive number of seconds"),
+)
+
+
+def _out_of_range() -> Iterator[Fault]:
+    for name, rule, expected in RULES:
+        value = getattr(settings, name)
+        if not rule(value):
+            yield Fault(id="djmease.E008", message=f"{name} is {value!r}.", hint=f"It should be {expected}.")
+    yield from _origin_faults(settings.MEASE_ALLOWED_ORIGINS)
+
+
+def _origin_faults(origins: Any) -> Iterator[Fault]:
+    example = "for example 'https://app.example.com' or 'https://*.example.com'"
+    if not isinstance(origins, (list, tuple)):
+        yield Fault(
+            id="djmease.E008",
+            message=f"MEASE_ALLOWED_ORIGINS is {origins!r}.",
+            hint=f"It should be a list of origins, {example}.",
+        )
+        return
+    for index, origin in enumerate(origins):
+        if not _is_origin(origin):
+            yield Fault(
+                id="djmease.E008",
+                message=f"MEASE_ALLOWED_ORIGINS[{index}] is {origin!r}.",
+                hint=f"An origin is a scheme and a host, {example}.",
+            )
+
+
+def _redis_faults() -> Iterator[Fault]:
+    url = settings.MEASE_REDIS_URL
+    if url is None and not settings.DEBUG:
+        # No error: test runners switch DEBUG off, and a site without Redis serves its pages; server and publish refuse.
+        yield Fault(
+            id="djmease.W005",
+            message="MEASE_REDIS_URL is not set, and DEBUG is off: nothing can be published.",
+            hint=_REDIS_HINT,
+            is_error=False,
+        )
+    elif _is_text(url) and url != embedded.EMBEDDED_URL:
+        try:
+            connections.check_url(url)
+        except ImproperlyConfigured as error:
+            yield Fault(id="djmease.E009", message=str(error), hint=_REDIS_HINT)
+
+
+_REDIS_HINT = "For example MEASE_REDIS_URL = 'redis://localhost:6379/0', 'unix:///run/redis.sock' or 'embedded://'."
+
+
+def _unknown_settings() -> Iterator[Fault]:
+    known = sorted(MeaseConf._meta.names.values())
+    for name in sorted(dir(settings)):
+        if name.startswith("MEASE_") and name not in known:
+            closest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            yield Fault(
+                id="djmease.W003",
+                message=f"{name} is not a setting of django-mease.",
+                hint=f"Did you mean {closest[0]}?" if closest else f"The settings are: {', '.join(known)}.",
+                is_error=False,
+            )

@@ -1,0 +1,52 @@
+"""Every ``MEASE_*`` setting with its default; read them as ``settings.MEASE_X`` at the moment of use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appconf import AppConf
+
+
+class MeaseConf(AppConf):  # type: ignore[misc]
+    # What is published and who writes it: {routing or pattern: dotted path, list of them, dict with SENDERS, or None}.
+    ROUTES: dict[str, Any] = {}
+    # Who hears what clients send, and who is told of a client that comes or goes: dotted paths, or dicts.
+    RECEIVERS: list[Any] = []
+    OPENERS: list[Any] = []
+    CLOSERS: list[Any] = []
+    # Import the mease_registry module of each installed app.
+    AUTODISCOVER = True
+    # publish() refuses a routing for which no sender is registered.
+    STRICT_ROUTING = True
+
+    # Any URL redis-py takes, or embedded://; unset means embedded:// while DEBUG is on.
+    REDIS_URL: str | None = None
+    # Further arguments for redis-py's connections.
+    REDIS_OPTIONS: dict[str, Any] = {}
+    # Before every channel and key; one per site and stage.
+    KEY_PREFIX = "mease"
+    # Where the embedded Valkey lives, if not in the user's runtime directory.
+    EMBEDDED_DIR: str | None = None
+
+    # Where the server listens.
+    HOST = "127.0.0.1"
+    PORT = 8001
+    # The only path that is a WebSocket; unset, any is.
+    PATH: str | None = None
+    # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS.
+    ALLOWED_ORIGINS: list[str] = []
+
+    # Threads for def callbacks; unset as many as ThreadPoolExecutor would take.
+    MAX_WORKERS: int | None = None
+    # Bytes of one incoming message.
+    MAX_MESSAGE_SIZE = 64 * 1024
+    # Bytes of one published message.
+    MAX_PUBLISH_SIZE = 1024 * 1024
+    # Unsent bytes that may wait for one client that does not read.
+    MAX_CLIENT_BUFFER = 1024 * 1024
+    # Seconds between pings to a client, and seconds it has to answer one.
+    PING_INTERVAL = 25
+    PING_TIMEOUT = 10
+
+    class Meta:
+        prefix = "mease"

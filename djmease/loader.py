@@ -1,0 +1,373 @@
+"""From settings and ``mease_registry`` modules to a registry, with the faults found on the way.
+
+The same faults are reported by ``manage.py check`` and refused by the server, so they are values and not exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.utils.module_loading import autodiscover_modules
+
+from djmease.messages import NAME_RULE, RESERVED_PREFIX, is_valid_name
+from djmease.registry import (
+    Callback,
+    Declaration,
+    Kind,
+    Registry,
+    Route,
+    bind,
+    declarations,
+    is_async_callable,
+    is_pattern,
+    matches,
+    path_of,
+    unique,
+)
+
+REGISTRY_MODULE = "mease_registry"
+
+_LISTS: tuple[tuple[str, Kind, str], ...] = (
+    ("MEASE_RECEIVERS", "receiver", "RECEIVER"),
+    ("MEASE_OPENERS", "opener", "OPENER"),
+    ("MEASE_CLOSERS", "closer", "CLOSER"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something wrong with the settings or a callback: what it is, and what cures it."""
+
+    id: str
+    message: str
+    hint: str
+    is_error: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    registry: Registry
+    faults: tuple[Fault, ...]
+
+
+def autodiscover() -> None:
+    """Import the ``mease_registry`` of every installed app; only a missing one is passed over."""
+    if settings.MEASE_AUTODISCOVER:
+        autodiscover_modules(REGISTRY_MODULE)
+
+
+def load() -> Loaded:
+    """Resolve everything that is declared: settings first, then decorators in the order of ``INSTALLED_APPS``."""
+    faults: list[Fault] = []
+    declared = [*_declared_in_settings(faults), *decorated()]
+    resolved = [(declaration, _resolve(declaration, faults)) for declaration in declared]
+    _warn_of_late(declared, faults)
+    _warn_of_duplicates(resolved, faults)
+    routes = [
+        Route(pattern=pattern, senders=(callback,), source=declaration.source)
+        for declaration, callback in resolved
+        if callback and callback.kind == "sender"
+        for pattern in _checked_patterns(declaration, faults)
+    ]
+
+    def of(kind: Kind) -> tuple[Callback, ...]:
+        return unique(callback for _, callback in resolved if callback and callback.kind == kind)
+
+    registry = Registry(routes=routes, receivers=of("receiver"), openers=of("opener"), closers=of("closer"))
+    return Loaded(registry=registry, faults=tuple(faults))
+
+
+def decorated() -> list[Declaration]:
+    """Return what decorators declared, in the order of ``INSTALLED_APPS``, without what settings switch off."""
+    order = {config.name: index for index, config in enumerate(apps.get_app_configs())}
+    switched_off = _switched_off()
+    kept = [_without(declaration, switched_off) for declaration in declarations]
+
+    def app_index(declaration: Declaration) -> int:
+        module: str = getattr(declaration.target, "__module__", None) or ""
+        config = apps.get_containing_app_config(module)
+        return order[config.name] if config else len(order)
+
+    return sorted((declaration for declaration in kept if declaration), key=app_index)
+
+
+def is_sent(routing: str) -> bool:
+    """Tell whether a sender is registered for ``routing``, by names alone: nothing is imported."""
+    routes = settings.MEASE_ROUTES
+    if routes.get(routing) is not None:
+        return True
+    return any(matches(pattern, routing) for pattern in _known_patterns())
+
+
+def closest_routings(routing: str) -> list[str]:
+    """Return up to three registered routings that look like ``routing``, the closest first."""
+    return difflib.get_close_matches(routing, sorted(set(_known_patterns())), n=3, cutoff=0.5)
+
+
+def _known_patterns() -> Iterator[str]:
+    routes = settings.MEASE_ROUTES
+    yield from (pattern for pattern, value in routes.items() if value is not None)
+    for declaration in declarations:
+        for pattern in declaration.patterns:
+            if routes.get(pattern, pattern) is not None:
+                yield pattern
+
+
+def _switched_off() -> frozenset[str]:
+    routes = settings.MEASE_ROUTES
+    if not isinstance(routes, dict):
+        return frozenset()
+    return frozenset(pattern for pattern, value in routes.items() if value is None)
+
+
+def _without(declaration: Declaration, switched_off: frozenset[str]) -> Declaration | None:
+    if declaration.kind != "sender" or switched_off.isdisjoint(declaration.patterns):
+        return declaration
+    patterns = tuple(pattern for pattern in declaration.patterns if pattern not in switched_off)
+    if not patterns:
+        return None
+    return Declaration(
+        kind=declaration.kind,
+        target=declaration.target,
+        patterns=patterns,
+        source=declaration.source,
+        late=declaration.late,
+    )
+
+
+# What settings declare
+
+
+def _declared_in_settings(faults: list[Fault]) -> Iterator[Declaration]:
+    yield from _declared_routes(faults)
+    for setting, kind, key in _LISTS:
+        yield from _declared_list(setting, kind, key, faults)
+
+
+def _declared_routes(faults: list[Fault]) -> Iterator[Declaration]:
+    routes = settings.MEASE_ROUTES
+    if not isinstance(routes, dict):
+        faults.append(_wrong_type("MEASE_ROUTES", routes, "a dict of routings to senders"))
+        return
+    for pattern, value in routes.items():
+        place = f"MEASE_ROUTES[{pattern!r}]"
+        if not isinstance(pattern, str):
+            faults.append(_wrong_type(f"the key {pattern!r} of MEASE_ROUTES", pattern, "a string"))
+        elif value is None:
+            _check_pattern(pattern, place, faults)
+        else:
+            paths = _paths_of_route(place, value, faults)
+            for path in paths:
+                yield Declaration(kind="sender", target=path, patterns=(pattern,), source=place)
+
+
+def _paths_of_route(place: str, value: Any, faults: list[Fault]) -> list[str]:
+    if isinstance(value, dict):
+        _check_options(place, value, "SENDERS", faults)
+        place, value = f"{place}['SENDERS']", value.get("SENDERS", [])
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        faults.append(_wrong_type(place, value, "a dotted path, a list of them, a dict with SENDERS, or None"))
+        return []
+    if not value:
+        faults.append(
+            Fault(
+                id="djmease.E004",
+                message=f"{place} has no sender.",
+                hint="Name the dotted path of a sender, for example 'djmease.senders.broadcast', or say None to "
+                "switch off what decorators registered for it.",
+            )
+        )
+    return list(_strings(place, value, faults))
+
+
+def _declared_list(setting: str, kind: Kind, key: str, faults: list[Fault]) -> Iterator[Declaration]:
+    value = getattr(settings, setting)
+    if not isinstance(value, (list, tuple)):
+        faults.append(_wrong_type(setting, value, f"a list of dotted paths, for example {[str(value)]!r}"))
+        return
+    for index, entry in enumerate(value):
+        place = f"{setting}[{index}]"
+        if isinstance(entry, dict):
+            _check_options(place, entry, key, faults)
+            place, entry = f"{place}[{key!r}]", entry.get(key)
+        for path in _strings(place, [entry], faults):
+            yield Declaration(kind=kind, target=path, source=f"{setting}[{index}]")
+
+
+def _strings(place: str, values: Iterable[Any], faults: list[Fault]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        else:
+            faults.append(_wrong_type(place, value, "a dotted path as a string"))
+
+
+def _check_options(place: str, options: dict[Any, Any], key: str, faults: list[Fault]) -> None:
+    if key not in options:
+        faults.append(
+            Fault(id="djmease.E003", message=f"{place} has no {key!r}.", hint=f"Add {key!r} with a dotted path.")
+        )
+    for name in options:
+        if name != key:
+            faults.append(
+                Fault(
+                    id="djmease.E003",
+                    message=f"{place} has an unknown option {name!r}.",
+                    hint=f"The options are: {key}.",
+                )
+            )
+
+
+def _wrong_type(place: str, value: Any, expected: str) -> Fault:
+    return Fault(
+        id="djmease.E001",
+        message=f"{place} is {value!r}, of the type {type(value).__name__}.",
+        hint=f"It should be {expected}.",
+    )
+
+
+# From a declaration to a callback
+
+
+def _resolve(declaration: Declaration, faults: list[Fault]) -> Callback | None:
+    target = declaration.target
+    try:
+        function = import_path(target) if isinstance(target, str) else target
+        path = target if isinstance(target, str) else path_of(target)
+    except ImportError as error:
+        faults.append(Fault(id="djmease.E002", message=f"{declaration.source}: {error}", hint=_IMPORT_HINT))
+        return None
+    if not callable(function):
+        faults.append(
+            Fault(
+                id="djmease.E005",
+                message=f"{declaration.source}: {path!r} is {function!r}, which cannot be called.",
+                hint=f"Name a function, or an object with a __call__ method, as the {declaration.kind}.",
+            )
+        )
+        return None
+    return _bound(declaration, function, path, faults)
+
+
+_IMPORT_HINT = "A dotted path is 'package.module.name' of something importable from where manage.py runs."
+
+
+def _bound(declaration: Declaration, function: Callable[..., Any], path: str, faults: list[Fault]) -> Callback | None:
+    try:
+        binding = bind(function, declaration.kind)
+    except (TypeError, ValueError) as error:
+        faults.append(
+            Fault(
+                id="djmease.E006",
+                message=f"{declaration.source}: {path} cannot be called: {error}.",
+                hint="Parameters are bound by their names, in any order, and only those that are wanted.",
+            )
+        )
+        return None
+    return Callback(
+        kind=declaration.kind,
+        function=function,
+        path=path,
+        source=declaration.source,
+        is_async=is_async_callable(function),
+        binding=binding,
+    )
+
+
+def import_path(path: str) -> Any:
+    """Import what a dotted path names; the ``ImportError`` says which part of it failed, and how."""
+    module_path, _, name = path.rpartition(".")
+    if not module_path:
+        raise ImportError(f"{path!r} is not a dotted path.")
+    try:
+        module = importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name and (module_path == error.name or module_path.startswith(f"{error.name}.")):
+            raise ImportError(f"{path!r} does not import: there is no module {error.name!r}.") from error
+        raise ImportError(f"{path!r} does not import: {module_path!r} raised {error!r}.") from error
+    except Exception as error:
+        raise ImportError(f"{path!r} does not import: {module_path!r} raised {error!r}.") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        closest = difflib.get_close_matches(name, dir(module), n=1)
+        meant = f" Did you mean {module_path}.{closest[0]}?" if closest else ""
+        raise ImportError(f"{path!r} does not import: module {module_path!r} has no {name!r}.{meant}") from error
+
+
+def _checked_patterns(declaration: Declaration, faults: list[Fault]) -> Iterator[str]:
+    if not declaration.patterns:
+        faults.append(
+            Fault(
+                id="djmease.E004",
+                message=f"{declaration.source}: the sender is registered with an empty list of routings.",
+                hint="Name at least one routing, or leave routing out for every routing.",
+            )
+        )
+    for pattern in declaration.patterns:
+        if _check_pattern(pattern, declaration.source, faults):
+            yield pattern
+
+
+def _check_pattern(pattern: Any, place: str, faults: list[Fault]) -> bool:
+    """Tell whether some routing can match the pattern, and report the fault where none can."""
+    name = pattern.replace("*", "").replace("?", "x") if isinstance(pattern, str) else pattern
+    reserved = isinstance(pattern, str) and pattern.startswith(RESERVED_PREFIX)
+    if pattern and (is_valid_name(name) or name == "") and not reserved:
+        return True
+    reason = f"begins with {RESERVED_PREFIX!r}, which is reserved" if reserved else f"should have {NAME_RULE}"
+    what = "pattern" if isinstance(pattern, str) and is_pattern(pattern) else "routing"
+    faults.append(
+        Fault(
+            id="djmease.E007",
+            message=f"{place}: the {what} {pattern!r} can match nothing: a name that is published {reason}."
+            if not reserved
+            else f"{place}: the {what} {pattern!r} can match nothing: it {reason}.",
+            hint="Rename it; in a pattern * is any text and ? any one character.",
+        )
+    )
+    return False
+
+
+# Warnings
+
+
+def _warn_of_late(declared: list[Declaration], faults: list[Fault]) -> None:
+    for declaration in declared:
+        if declaration.late and not isinstance(declaration.target, str):
+            faults.append(
+                Fault(
+                    id="djmease.W002",
+                    message=f"The {declaration.kind} {path_of(declaration.target)} was registered by a module that "
+                    "Django does not import when it starts, so the server may never see it.",
+                    hint=f"Decorate it in the {REGISTRY_MODULE} of an installed app, or import its module there.",
+                    is_error=False,
+                )
+            )
+
+
+def _warn_of_duplicates(resolved: list[tuple[Declaration, Callback | None]], faults: list[Fault]) -> None:
+    seen: dict[tuple[Kind, int, str], Declaration] = {}
+    for declaration, callback in resolved:
+        for pattern in declaration.patterns or ("",) if callback else ():
+            assert callback is not None
+            key = (callback.kind, id(callback.function), pattern)
+            first = seen.setdefault(key, declaration)
+            if first is not declaration:
+                faults.append(
+                    Fault(
+                        id="djmease.W001",
+                        message=f"The {callback.kind} {callback.path} is registered twice"
+                        f"{f' for {pattern!r}' if pattern else ''}: by {first.source} and by {declaration.source}.",
+                        hint="It runs once; remove one of the two.",
+                        is_error=False,
+                    )
+                )

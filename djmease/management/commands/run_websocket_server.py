@@ -1,0 +1,251 @@
+"""``python manage.py run_websocket_server``: settings in, server out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from argparse import ArgumentParser
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from redis.exceptions import RedisError
+from tornado.netutil import bind_sockets, bind_unix_socket
+
+from djmease import checks, connections, embedded, loader
+from djmease.registry import Registry
+from djmease.server.banner import banner
+from djmease.server.identity import LOCAL_HOSTS, Gate
+from djmease.server.processes import (
+    RELOAD_EXIT_CODE,
+    Supervisor,
+    is_child,
+    server_arguments,
+    site_arguments,
+    watch_code,
+)
+from djmease.server.server import Server
+
+BACKLOG = 1024
+DEFAULT_SITE = "127.0.0.1:8000"
+_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?(?P<port>[0-9]{1,5})")
+
+
+class Command(BaseCommand):
+    help = "Runs the WebSocket server: example: python manage.py run_websocket_server 0.0.0.0:8001"
+    requires_system_checks: list[str] = []
+    suppressed_base_arguments = {"--traceback"}
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument(
+            "address", nargs="?", metavar="[addr:]port", help="where to listen (MEASE_HOST and MEASE_PORT)"
+        )
+        where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket")
+        where.add_argument("--fd", type=int, metavar="N", help="listen on a socket that is open already, as number N")
+        parser.add_argument("--noreload", action="store_true", help="do not restart when code changes (DEBUG does)")
+        parser.add_argument(
+            "--with-site",
+            nargs="?",
+            const=DEFAULT_SITE,
+            metavar="[addr:]port",
+            help=f"for development: run Django's runserver beside it, by default on {DEFAULT_SITE}",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        _configure_logging(verbose=options["verbosity"] >= 2 or settings.DEBUG)
+        try:
+            exit_code = self._run(options)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+        if exit_code:
+            sys.exit(exit_code)
+
+    def _run(self, options: dict[str, Any]) -> int:
+        may_reload = settings.DEBUG and not options["noreload"]
+        with ExitStack() as stack:
+            revive = self._share_embedded(stack)
+            if (may_reload or options["with_site"]) and not is_child():
+                return asyncio.run(self._supervise(options))
+            return asyncio.run(self._serve(options, revive, may_reload=may_reload))
+
+    def _share_embedded(self, stack: ExitStack) -> Callable[[], Awaitable[None]] | None:
+        """Hold a share in the embedded Valkey for as long as this process lives, through all reloads of its child."""
+        if not connections.is_embedded():
+            return None
+        valkey = embedded.EmbeddedValkey(embedded.directory())
+        stack.callback(valkey.release)
+        valkey.acquire()
+
+        async def revive() -> None:
+            await asyncio.to_thread(valkey.ensure_running)
+
+        return revive
+
+    async def _supervise(self, options: dict[str, Any]) -> int:
+        site = options["with_site"]
+        fd = options["fd"]
+        return await Supervisor(
+            server=server_arguments(),
+            site=site_arguments(site) if site else None,
+            write=self._write,
+            pass_fds=[] if fd is None else [fd],
+        ).run()
+
+    def _write(self, text: str) -> None:
+        self.stdout.write(text, ending="")
+        self.stdout.flush()
+
+    async def _serve(
+        self, options: dict[str, Any], revive: Callable[[], Awaitable[None]] | None, *, may_reload: bool
+    ) -> int:
+        registry = _load_registry()
+        sockets = _bind(options)
+        server = _make_server(registry, sockets, revive)
+        exit_code = 0
+
+        loop = asyncio.get_running_loop()
+
+        def stop_to_reload() -> None:
+            nonlocal exit_code
+            exit_code = RELOAD_EXIT_CODE
+            server.stop()
+
+        def on_change() -> None:
+            loop.call_soon_threadsafe(stop_to_reload)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.stop)
+        try:
+            await server.start()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise CommandError(
+                f"Redis at {connections.address()} does not answer ({error or 'timeout'}): start it, or set "
+                "MEASE_REDIS_URL to one that runs."
+            ) from error
+        self._write(_banner(registry, sockets) + "\n")
+        if may_reload:
+            watch_code(on_change)
+        await server.serve()
+        return exit_code
+
+
+def _configure_logging(*, verbose: bool) -> None:
+    """Show our log lines where the site's LOGGING shows none, and a line per message where that is wanted."""
+    logger = logging.getLogger("djmease")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    logging.getLogger("djmease.traffic").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def _load_registry() -> Registry:
+    """Resolve the registry, and refuse to start with any fault that ``manage.py check`` calls an error."""
+    errors = [fault for fault in checks.faults() if fault.is_error]
+    if errors:
+        raise CommandError("\n".join(f"{fault.message} {fault.hint} ({fault.id})" for fault in errors))
+    return loader.load().registry
+
+
+def _make_server(
+    registry: Registry, sockets: list[socket.socket], revive: Callable[[], Awaitable[None]] | None
+) -> Server:
+    gate = Gate(
+        allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
+        allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],
+    )
+    return Server(
+        registry=registry,
+        sockets=sockets,
+        connect=connections.listener_connection,
+        channel_prefix=connections.channel_prefix(),
+        refuse=gate.refusal,
+        path=settings.MEASE_PATH,
+        max_workers=settings.MEASE_MAX_WORKERS,
+        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
+        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
+        ping_interval=settings.MEASE_PING_INTERVAL,
+        ping_timeout=settings.MEASE_PING_TIMEOUT,
+        revive=revive,
+    )
+
+
+def _bind(options: dict[str, Any]) -> list[socket.socket]:
+    if options["fd"] is not None:
+        return [_inherited(options["fd"])]
+    if options["unix"]:
+        return [_bind_unix(options["unix"])]
+    host, port = _parse_address(options["address"])
+    try:
+        return bind_sockets(port, host, backlog=BACKLOG)
+    except OSError as error:
+        raise CommandError(
+            f"The server cannot listen on {host}:{port} ({os.strerror(error.errno) if error.errno else error}): "
+            "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
+        ) from error
+
+
+def _parse_address(text: str | None) -> tuple[str, int]:
+    if text is None:
+        return settings.MEASE_HOST, settings.MEASE_PORT
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise CommandError(
+            f"{text!r} is not an address: it should be a port, or an address and a port, as 0.0.0.0:8001"
+        )
+    return (match["host"] or settings.MEASE_HOST).strip("[]"), int(match["port"])
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Listen on a Unix socket; one that a dead server has left is replaced, one that answers is in use."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            pass
+        else:
+            raise CommandError(f"Another server listens on {path}: stop it, or name another path.")
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        return bind_unix_socket(path, mode=0o666 & ~umask, backlog=BACKLOG)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"The server cannot listen on {path}: {error}") from error
+
+
+def _inherited(number: int) -> socket.socket:
+    try:
+        inherited = socket.socket(fileno=number)
+        inherited.setblocking(False)
+    except OSError as error:
+        raise CommandError(f"--fd {number} is not an open socket: {error}") from error
+    return inherited
+
+
+def _banner(registry: Registry, sockets: list[socket.socket]) -> str:
+    redis = connections.address()
+    return banner(
+        registry=registry,
+        settings_module=os.environ.get("DJANGO_SETTINGS_MODULE", "settings.configure()"),
+        addresses=[_address_of(listening) for listening in sockets],
+        redis=f"{redis} (embedded Valkey)" if connections.is_embedded() else redis,
+    )
+
+
+def _address_of(listening: socket.socket) -> str:
+    name = listening.getsockname()
+    path = settings.MEASE_PATH or "/"
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
+    return f"ws://{host}:{name[1]}{path}"

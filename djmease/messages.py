@@ -1,0 +1,122 @@
+"""What is published: the frozen ``Message``, the names it may have, and its form in Redis.
+
+A payload is ``\\0mease1``, the kind of body, an id, a time and ``key=value`` fields, separated by spaces, then a
+newline and the raw body. Kinds are ``t`` (text), ``b`` (bytes) and ``j`` (JSON). Any payload that does not begin with
+``\\0mease`` is a plain text body: ``redis-cli PUBLISH mease:websocket "Hello world !"`` works, and so does any other
+language.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+NAME_RULE = "1 to 200 of letters, digits and ._:-/@+"
+RESERVED_PREFIX = "mease."
+MAGIC = b"\x00mease"
+VERSION = b"1"
+
+_is_name = re.compile(r"[A-Za-z0-9._:\-/@+]{1,200}", re.ASCII).fullmatch
+_encode_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One publication."""
+
+    routing: str
+    body: Any
+    """What senders get: ``str``, ``bytes``, or what the JSON parsed to."""
+    id: str
+    """Sixteen hexadecimal digits."""
+    published_at: float
+    """Seconds since the epoch, by the clock of the publisher."""
+    size: int
+    """Bytes of the encoded body."""
+
+
+def is_valid_name(name: object) -> bool:
+    """Tell whether ``name`` can be a routing or a group."""
+    return isinstance(name, str) and _is_name(name) is not None
+
+
+def check_routing(routing: object) -> None:
+    """Raise ``ValueError`` that names the rule unless ``routing`` can be published on."""
+    if not is_valid_name(routing):
+        raise ValueError(f"routing {routing!r} is not a valid name: a routing has {NAME_RULE}")
+    if str(routing).startswith(RESERVED_PREFIX):
+        raise ValueError(f"routing {routing!r} begins with {RESERVED_PREFIX!r}, which is reserved for djmease itself")
+
+
+def to_json(value: Any) -> str:
+    """Encode as compact JSON, with Django's dates, decimals and UUIDs, and without NaN (RFC 8259, section 6)."""
+    return _encode_json(value)
+
+
+def new_id() -> str:
+    """Return sixteen random hexadecimal digits."""
+    return os.urandom(8).hex()
+
+
+def encode_body(message: Any) -> tuple[bytes, bytes]:
+    """Return the kind of body and its raw bytes.
+
+    Raises ``TypeError`` for what JSON cannot hold, and ``ValueError`` for NaN, for a circular structure, and for text
+    that UTF-8 cannot encode.
+    """
+    if isinstance(message, str):
+        return b"t", message.encode()
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return b"b", bytes(message)
+    return b"j", to_json(message).encode()
+
+
+def encode(*, kind: bytes, body: bytes, message_id: str, published_at: float) -> bytes:
+    """Return the payload for Redis."""
+    return b"\x00mease1 %b %b %.6f\n%b" % (kind, message_id.encode(), published_at, body)
+
+
+def decode(routing: str, payload: bytes) -> Message:
+    """Return the message that a payload holds, or raise ``ValueError`` with the reason for which it is refused."""
+    if not is_valid_name(routing):
+        raise ValueError(f"the routing is not a valid name: it should have {NAME_RULE}")
+    if not payload.startswith(MAGIC):
+        return _plain_text(routing, payload)
+    header, newline, body = payload.partition(b"\n")
+    version, *fields = header[len(MAGIC) :].split(b" ")
+    if version != VERSION:
+        raise ValueError(f"envelope of version {version[:20]!r}, and this server reads version {VERSION!r}")
+    if not newline or len(fields) < 3:
+        raise ValueError("the envelope is cut short")
+    kind, message_id, published_at = fields[:3]
+    return Message(
+        routing=routing,
+        body=_decode_body(kind, body),
+        id=message_id.decode(),
+        published_at=float(published_at),
+        size=len(body),
+    )
+
+
+def _decode_body(kind: bytes, body: bytes) -> Any:
+    if kind == b"j":
+        return json.loads(body)
+    if kind == b"t":
+        return body.decode()
+    if kind == b"b":
+        return body
+    raise ValueError(f"unknown kind of body {kind[:20]!r}")
+
+
+def _plain_text(routing: str, payload: bytes) -> Message:
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"neither an envelope nor text in UTF-8: {error.reason} at byte {error.start}") from None
+    return Message(routing=routing, body=text, id=new_id(), published_at=time.time(), size=len(payload))

@@ -1,0 +1,193 @@
+"""``publish`` and ``apublish``: how any Django code reaches the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
+from redis import ConnectionPool
+from redis.connection import Connection
+from redis.exceptions import AuthenticationError, RedisError
+
+from djmease import connections, embedded, loader, messages
+
+logger = logging.getLogger("djmease.publishing")
+
+CONNECT_DEADLINE = 1.0
+"""Seconds in all for which a publish tries to connect."""
+CONNECT_PAUSE = 0.05
+"""Seconds between two attempts."""
+
+counts: Counter[str] = Counter()
+"""What happened in this process: ``published``, ``unheard`` and ``lost_after_commit``."""
+
+
+class UnknownRouting(LookupError):  # noqa: N818 (it reads better where it is caught)
+    """A routing for which no sender is registered."""
+
+    def __init__(self, routing: str, closest: list[str]) -> None:
+        super().__init__(routing, closest)
+        self.routing = routing
+        self.closest = closest
+
+    def __str__(self) -> str:
+        meant = f" Did you mean {' or '.join(map(repr, self.closest))}?" if self.closest else ""
+        return (
+            f"No sender is registered for the routing {self.routing!r}.{meant} Routings are registered in MEASE_ROUTES "
+            "or by @djmease.sender in an app's mease_registry; MEASE_STRICT_ROUTING = False lets any pass."
+        )
+
+
+class PublishError(Exception):
+    """Redis did not take a message; ``address`` is where it should be, with the password masked."""
+
+    def __init__(self, routing: str, address: str, reason: str) -> None:
+        super().__init__(routing, address, reason)
+        self.routing = routing
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The message on {self.routing!r} could not be published to Redis at {self.address}: {self.reason}"
+
+
+def publish(
+    routing: str,
+    message: Any,
+    *,
+    on_commit: bool = True,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> str:
+    """Send ``message`` to the senders of ``routing`` in every server, and return the message's id.
+
+    ``str`` arrives as that text, ``bytes`` as bytes, anything else as what JSON makes of it. It is encoded here, so
+    that errors show here. Inside a transaction on the database ``using`` it is sent after the commit, and dropped by
+    a rollback; ``on_commit=False`` sends it at once.
+
+    Raises ``UnknownRouting`` where no sender is registered for the routing, ``ValueError`` for a name that is not one
+    and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or ``ValueError`` for what JSON cannot hold,
+    ``PublishError`` where Redis does not answer (``fail_silently`` logs it instead), and ``SynchronousOnlyOperation``
+    on an event loop, where ``await apublish(...)`` is meant.
+    """
+    _refuse_event_loop()
+    return _publish(routing, message, using=using, on_commit=on_commit, fail_silently=fail_silently)
+
+
+async def apublish(routing: str, message: Any, *, fail_silently: bool = False) -> str:
+    """Do what ``publish`` does, on an event loop, at once: asynchronous code is never in a transaction."""
+    return await asyncio.to_thread(_publish, routing, message, using=None, on_commit=False, fail_silently=fail_silently)
+
+
+def _refuse_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SynchronousOnlyOperation(
+        "djmease.publish would block the event loop: use  await djmease.apublish(...)  in asynchronous code."
+    )
+
+
+def _publish(routing: str, message: Any, *, using: str | None, on_commit: bool, fail_silently: bool) -> str:
+    _check_routing(routing)
+    kind, body = _encode_body(routing, message)
+    message_id = messages.new_id()
+    payload = messages.encode(kind=kind, body=body, message_id=message_id, published_at=time.time())
+    if on_commit and transaction.get_connection(using).in_atomic_block:
+        transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
+        return message_id
+    try:
+        _send(routing, payload)
+    except PublishError as error:
+        if not fail_silently:
+            raise
+        logger.error("%s", error)
+    return message_id
+
+
+def _check_routing(routing: str) -> None:
+    messages.check_routing(routing)
+    if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
+        raise UnknownRouting(routing, loader.closest_routings(routing))
+
+
+def _encode_body(routing: str, message: Any) -> tuple[bytes, bytes]:
+    try:
+        kind, body = messages.encode_body(message)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"This was the message that djmease.publish was given for the routing {routing!r}.")
+        raise
+    if len(body) > settings.MEASE_MAX_PUBLISH_SIZE:
+        raise ValueError(
+            f"The message on {routing!r} has {len(body)} bytes, more than the {settings.MEASE_MAX_PUBLISH_SIZE} of "
+            "MEASE_MAX_PUBLISH_SIZE: publish less (a URL or a primary key), or raise the setting."
+        )
+    return kind, body
+
+
+def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
+    # Django would log a failing hook too, and then could not say which message it was.
+    try:
+        _send(routing, payload)
+    except PublishError as error:
+        counts["lost_after_commit"] += 1
+        logger.error("message %s is lost after the commit: %s", message_id, error)
+
+
+def _send(routing: str, payload: bytes) -> None:
+    heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+    counts["published"] += 1
+    if not heard:
+        _warn_unheard(routing)
+
+
+def _warn_unheard(routing: str) -> None:
+    counts["unheard"] += 1
+    if counts["unheard"] == 1:
+        logger.warning(
+            "nobody hears %r: no WebSocket server is connected to %s; start one with: python manage.py "
+            "run_websocket_server (said once)",
+            routing,
+            connections.address(),
+        )
+
+
+def _execute(routing: str, channel: str, payload: bytes) -> int:
+    """Send one PUBLISH, and never again what may have been sent: only connecting is tried more than once."""
+    pool = connections.publisher_pool()
+    connection = _connect(routing, pool)
+    if connection is None:
+        return 0
+    try:
+        connection.send_command("PUBLISH", channel, payload)
+        heard: int = connection.read_response()
+        return heard
+    except (RedisError, OSError) as error:
+        connection.disconnect()
+        raise PublishError(routing, connections.address(), f"{error} (it may have arrived)") from error
+    finally:
+        pool.release(connection)
+
+
+def _connect(routing: str, pool: ConnectionPool) -> Connection | None:
+    """Return a connection, or ``None`` where the embedded Valkey does not run because no server does."""
+    deadline = time.monotonic() + CONNECT_DEADLINE
+    while True:
+        try:
+            connections.check_embedded()
+            return pool.get_connection()
+        except AuthenticationError as error:
+            raise PublishError(routing, connections.address(), str(error)) from error
+        except (RedisError, OSError) as error:
+            if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+                return None
+            if time.monotonic() + CONNECT_PAUSE > deadline:
+                raise PublishError(routing, connections.address(), str(error)) from error
+            time.sleep(CONNECT_PAUSE)

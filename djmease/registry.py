@@ -1,0 +1,316 @@
+"""Which callbacks exist, in order: the decorators that declare them and the registry that the server asks."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
+
+from asgiref.sync import iscoroutinefunction
+from django.apps import apps
+from django.dispatch import Signal
+
+Kind = Literal["sender", "receiver", "opener", "closer"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+ARGUMENTS: Mapping[Kind, tuple[str, ...]] = {
+    "sender": ("routing", "message", "clients_list"),
+    "receiver": ("client", "message", "clients_list"),
+    "opener": ("client", "clients_list"),
+    "closer": ("client", "clients_list"),
+}
+"""What a callback of each kind may take, in the order in which it is given by position."""
+
+EVERY_ROUTING = "*"
+_SPELLINGS = {"channel": "routing"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What a setting or a decorator says: the one form to which all spellings come down."""
+
+    kind: Kind
+    target: str | Callable[..., Any]
+    """A dotted path, or the decorated callable."""
+    patterns: tuple[str, ...] = ()
+    """Of a sender: the routings and patterns it writes."""
+    source: str
+    """Where it was declared: a setting with its key, or a module and line."""
+    late: bool = False
+    """Whether Django had already started, so that another process may never see it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """How a callable gets its arguments: decided once, by its signature."""
+
+    positional: tuple[str, ...] = ()
+    keywords: tuple[tuple[str, str], ...] = ()
+    """Pairs of the callable's parameter and our argument."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """A user's function that the server can call."""
+
+    kind: Kind
+    function: Callable[..., Any]
+    path: str
+    source: str
+    is_async: bool
+    binding: Binding
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Any:
+        """Call the function with those of ``arguments`` (by our names) that it wants, and return what it returns."""
+        return self.function(
+            *[arguments[name] for name in self.binding.positional],
+            **{parameter: arguments[name] for parameter, name in self.binding.keywords},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A routing or pattern, and the senders that one declaration gave it."""
+
+    pattern: str
+    senders: tuple[Callback, ...]
+    source: str
+
+
+class Registry:
+    """The callbacks of one server, resolved and in order."""
+
+    def __init__(
+        self,
+        *,
+        routes: Iterable[Route] = (),
+        receivers: Iterable[Callback] = (),
+        openers: Iterable[Callback] = (),
+        closers: Iterable[Callback] = (),
+    ) -> None:
+        self.routes = tuple(routes)
+        self.receivers = tuple(receivers)
+        self.openers = tuple(openers)
+        self.closers = tuple(closers)
+        # Bounded, because names come from outside and are endless.
+        self.senders_for = functools.lru_cache(maxsize=1024)(self._senders_for)
+
+    def _senders_for(self, routing: str) -> tuple[Callback, ...]:
+        """Return every sender that matches, in order, each once."""
+        return unique(sender for route in self.routes if matches(route.pattern, routing) for sender in route.senders)
+
+
+def unique(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    """Return the callbacks in order, each function once."""
+    found: dict[int, Callback] = {}
+    for callback in callbacks:
+        found.setdefault(id(callback.function), callback)
+    return tuple(found.values())
+
+
+def matches(pattern: str, routing: str) -> bool:
+    """Tell whether a pattern, in which ``*`` is any text and ``?`` any character, is this routing."""
+    return pattern == routing or (is_pattern(pattern) and _compile(pattern).fullmatch(routing) is not None)
+
+
+def is_pattern(text: str) -> bool:
+    """Tell whether ``text`` has a ``*`` or a ``?``."""
+    return "*" in text or "?" in text
+
+
+@functools.lru_cache(maxsize=1024)
+def _compile(pattern: str) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    # Neighbouring stars say what one says, and would make the match slow.
+    return re.compile("".join(wild.get(char, re.escape(char)) for char in re.sub(r"\*+", "*", pattern)), re.DOTALL)
+
+
+def bind(function: Callable[..., Any], kind: Kind) -> Binding:
+    """Decide how ``function`` gets the arguments of its kind.
+
+    By name where it uses one of the names, else by position in their order. Raises ``TypeError`` with the reason where
+    neither can work.
+    """
+    parameters = _parameters(function)
+    names = ARGUMENTS[kind]
+    known = [parameter for parameter in parameters if _argument(parameter.name, kind)]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if not known and not takes_all:
+        return _bind_by_position(parameters, names)
+    for parameter in parameters:
+        if parameter not in known and _is_required(parameter):
+            raise TypeError(_unknown_parameter(parameter.name, kind))
+    positional = tuple(_spelling(p.name) for p in known if p.kind is p.POSITIONAL_ONLY)
+    keywords = [(p.name, _spelling(p.name)) for p in known if p.kind is not p.POSITIONAL_ONLY]
+    if takes_all:
+        given = {*positional, *(name for _, name in keywords)}
+        keywords += [(name, name) for name in names if name not in given]
+    return Binding(positional=positional, keywords=tuple(keywords))
+
+
+def _bind_by_position(parameters: list[inspect.Parameter], names: tuple[str, ...]) -> Binding:
+    takes_any_number = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    required = [parameter for parameter in parameters if _is_required(parameter)]
+    by_position = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    fits = len(by_position) <= len(names) if takes_any_number else len(by_position) == len(names)
+    if len(by_position) != len(required) or not fits:
+        spelled = ", ".join(parameter.name for parameter in required) or "none"
+        raise TypeError(
+            f"its parameters ({spelled}) cannot be bound: it should take some of {', '.join(names)} by name, "
+            f"or exactly {len(names)} by position"
+        )
+    return Binding(positional=names)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of the outermost signature, without those that a ``partial`` has already filled in."""
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    signature = inspect.signature(function, follow_wrapped=False)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD] and hasattr(function, "__wrapped__"):
+        # A wrapper that passes everything on takes what the function inside takes.
+        return _parameters(function.__wrapped__)
+    return [parameter for name, parameter in signature.parameters.items() if name not in bound]
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
+
+
+def _spelling(name: str) -> str:
+    return _SPELLINGS.get(name, name)
+
+
+def _argument(name: str, kind: Kind) -> bool:
+    return name in ARGUMENTS[kind] or (_spelling(name) in ARGUMENTS[kind])
+
+
+def _unknown_parameter(name: str, kind: Kind) -> str:
+    closest = difflib.get_close_matches(name, [*ARGUMENTS[kind], *_SPELLINGS], n=1, cutoff=0.5)
+    meant = f"; did you mean {closest[0]!r}?" if closest else ""
+    return f"a {kind} is given {', '.join(ARGUMENTS[kind])}, and nothing for its parameter {name!r}{meant}"
+
+
+def is_async_callable(function: Callable[..., Any]) -> bool:
+    """Tell whether calling ``function`` gives a coroutine: an ``async def``, or an object with such a ``__call__``."""
+    return bool(iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)))  # noqa: B004
+
+
+def path_of(function: Callable[..., Any]) -> str:
+    """Return the dotted path by which people know a callable."""
+    named = function if hasattr(function, "__qualname__") else getattr(function, "func", type(function))
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{function.__module__}:{code.co_firstlineno}" if code else path_of(function)
+
+
+declarations: list[Declaration] = []
+"""What decorators have declared in this process, in order."""
+
+
+def _declare(kind: Kind, function: Any, patterns: tuple[str, ...]) -> None:
+    if not callable(function):
+        raise TypeError(f"djmease.{kind} decorates a function, not {function!r}{_hint_for(kind, function)}")
+    declarations.append(
+        Declaration(kind=kind, target=function, patterns=patterns, source=_source_of(function), late=apps.ready)
+    )
+
+
+def _refuse_meant_signal(kind: Kind, function: Any) -> None:
+    signals = function if isinstance(function, (list, tuple)) else [function]
+    if any(isinstance(signal, Signal) for signal in signals):
+        raise TypeError(
+            f"djmease.{kind} was given a Django signal: to be called for a signal, use django.dispatch.receiver"
+        )
+
+
+def _hint_for(kind: Kind, value: object) -> str:
+    return f"; a routing is said as @djmease.sender(routing={value!r})" if kind == "sender" else ""
+
+
+def _decorator(kind: Kind, function: Any, patterns: tuple[str, ...] = ()) -> Any:
+    def declare(decorated: Function) -> Function:
+        _declare(kind, decorated, patterns)
+        return decorated
+
+    return declare if function is None else declare(function)
+
+
+def _refuse_options(kind: Kind, rest: tuple[Any, ...], options: dict[str, Any], allowed: tuple[str, ...] = ()) -> None:
+    for name in options:
+        closest = difflib.get_close_matches(name, allowed, n=1)
+        meant = f"; did you mean {closest[0]!r}?" if closest else ""
+        raise TypeError(f"djmease.{kind} has no option {name!r}{meant}")
+    if rest:
+        raise TypeError(f"djmease.{kind} takes one function, and got {1 + len(rest)} arguments")
+
+
+def _patterns(routing: Any) -> tuple[str, ...]:
+    if routing is None:
+        return (EVERY_ROUTING,)
+    if isinstance(routing, str):
+        return (routing,)
+    return tuple(routing)
+
+
+@overload
+def sender(function: Function, /) -> Function: ...
+@overload
+def sender(*, routing: str | Iterable[str] | None = None) -> Callable[[Function], Function]: ...
+def sender(function: Any = None, /, *rest: Any, routing: Any = None, **options: Any) -> Any:
+    """Register a function that writes published messages to clients.
+
+    ``routing`` is a routing, a pattern with ``*`` and ``?``, or several; without it the sender gets every routing. The
+    function may take any of ``routing`` (or ``channel``), ``message`` and ``clients_list``, and is returned unchanged::
+
+        @djmease.sender(routing="news")
+        def show(message, clients_list):
+            for client in clients_list:
+                client.write_message(message)
+    """
+    _refuse_meant_signal("sender", function)
+    _refuse_options("sender", rest, options, ("routing",))
+    return _decorator("sender", function, _patterns(routing))
+
+
+@overload
+def receiver(function: Function, /) -> Function: ...
+@overload
+def receiver() -> Callable[[Function], Function]: ...
+def receiver(function: Any = None, /, *rest: Any, **options: Any) -> Any:
+    """Register a function that hears what clients send; it may take ``client``, ``message`` and ``clients_list``."""
+    _refuse_meant_signal("receiver", function)
+    _refuse_options("receiver", rest, options)
+    return _decorator("receiver", function)
+
+
+@overload
+def opener(function: Function, /) -> Function: ...
+@overload
+def opener() -> Callable[[Function], Function]: ...
+def opener(function: Any = None, /, *rest: Any, **options: Any) -> Any:
+    """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``."""
+    _refuse_meant_signal("opener", function)
+    _refuse_options("opener", rest, options)
+    return _decorator("opener", function)
+
+
+@overload
+def closer(function: Function, /) -> Function: ...
+@overload
+def closer() -> Callable[[Function], Function]: ...
+def closer(function: Any = None, /, *rest: Any, **options: Any) -> Any:
+    """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``."""
+    _refuse_meant_signal("closer", function)
+    _refuse_options("closer", rest, options)
+    return _decorator("closer", function)

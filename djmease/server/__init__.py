@@ -1,0 +1,1 @@
+"""The WebSocket server: one event loop, imported by its own process alone."""

@@ -1,0 +1,136 @@
+"""``Client``: one connection, as callbacks hold it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol
+
+from tornado.httputil import HTTPServerRequest
+from tornado.websocket import WebSocketHandler
+
+from djmease.messages import new_id
+from djmease.server.outbox import Outbox
+from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
+
+logger = logging.getLogger("djmease.server")
+
+
+class Events(Protocol):
+    """What a client tells of itself."""
+
+    def opened(self, client: Client) -> None: ...
+
+    def received(self, client: Client, message: str | bytes) -> None: ...
+
+    def closed(self, client: Client) -> None: ...
+
+
+class _Finished:
+    """An awaitable that has nothing to wait for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_FINISHED = _Finished()
+
+
+class Client(WebSocketHandler):
+    """One connection: a Tornado ``WebSocketHandler`` whose every method may be called from any thread.
+
+    Beside Tornado's it has ``id``, ``storage`` and ``send``. It differs from Tornado's in what it writes: ``bytes`` go
+    as a binary frame, anything that is neither text nor bytes as its JSON, and a client that has gone is no error.
+    """
+
+    ws_connection: WebSocketProtocol | None
+
+    def initialize(
+        self,
+        *,
+        events: Events,
+        outbox: Outbox,
+        refuse: Callable[[HTTPServerRequest], str | None],
+        max_message_size: int,
+    ) -> None:
+        self._events = events
+        self._outbox = outbox
+        self._refuse = refuse
+        self._max_message_size = max_message_size
+        self.id = new_id()
+        self.storage: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Client {self.id} from {self.request.remote_ip}>"
+
+    # What callbacks call
+
+    def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:  # type: ignore[override]
+        """Send ``str`` as text (binary if ``binary``), ``bytes`` as a binary frame, anything else as JSON text.
+
+        Returns a finished awaitable. Writing to a client that has gone is no error. Raises ``TypeError`` or
+        ``ValueError`` for what JSON cannot hold.
+        """
+        connection = self.ws_connection
+        if connection is not None:
+            self._outbox.write(connection, self._outbox.frame(message, binary))
+        return _FINISHED
+
+    send = write_message
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Close the connection behind what has been written to it (RFC 6455, section 7.4, lists the codes).
+
+        Raises ``ValueError`` for a code that may not be sent.
+        """
+        if code is not None and not is_sendable_close_code(code):
+            raise ValueError(f"close code {code!r} may not be sent: it should be one of {SENDABLE_CLOSE_CODES}")
+        connection = self.ws_connection
+        if connection is not None:
+            self._outbox.run_on_loop(connection.close, code, reason)
+
+    def ping(self, data: str | bytes = b"") -> None:
+        """Send a ping with at most 125 bytes."""
+        payload = data.encode() if isinstance(data, str) else bytes(data)
+        if len(payload) > 125:
+            raise ValueError(f"a ping carries at most 125 bytes, not {len(payload)}")
+        connection = self.ws_connection
+        if connection is not None:
+            self._outbox.run_on_loop(connection.write_ping, payload)
+
+    # What Tornado and the protocol call
+
+    def prepare(self) -> None:
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            self.set_header("Upgrade", "websocket")
+            self._answer(426, "This is a WebSocket server of django-mease: connect to it with ws:// or wss://.\n")
+            return
+        refusal = self._refuse(self.request)
+        if refusal is not None:
+            logger.warning("refused %s from %s: %s", self.request.path, self.request.remote_ip, refusal)
+            self._answer(403, refusal + "\n")
+
+    def _answer(self, status: int, text: str) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(text)
+
+    def check_origin(self, origin: str) -> bool:
+        return True  # prepare has decided; Tornado asks only where it thinks that it needs to
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        return WebSocketProtocol(self, outbox=self._outbox, max_message_size=self._max_message_size)
+
+    def _open(self, *args: str, **kwargs: str) -> None:
+        self._events.opened(self)
+
+    open = _open
+
+    def on_message(self, message: str | bytes) -> None:
+        self._events.received(self, message)
+
+    def on_close(self) -> None:
+        self._events.closed(self)

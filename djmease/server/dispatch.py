@@ -1,0 +1,327 @@
+"""Runs callbacks: ``def`` in a thread, ``async def`` on the loop; order, errors and database connections.
+
+The bridge between synchronous callbacks and the loop. What must stay in order waits in one ``Lane``: the messages of
+one routing, or everything of one client. Different lanes do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
+from djmease.messages import Message
+from djmease.registry import Callback, Registry
+from djmease.server.client import Client
+from djmease.server.clients import Clients
+
+logger = logging.getLogger("djmease.server")
+traffic_logger = logging.getLogger("djmease.traffic")
+
+HOP_TIME = 0.005
+"""Seconds after which a hop to a thread gives the rest of its lane back."""
+MAX_ROUTING_LANE = 10_000
+"""Calls that may wait for one routing; what comes on top is dropped, and said."""
+MAX_CLIENT_LANE = 100
+"""Calls that may wait for one client before it is not read any more."""
+ASYNC_HYGIENE_INTERVAL = 1.0
+"""Seconds between two looks at the database connections of asynchronous callbacks."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A callback with what it will be given; ``clients_list`` is taken when it runs."""
+
+    callback: Callback
+    arguments: Mapping[str, Any]
+    subject: str
+    """What log lines name: the routing with the message's id, or the client."""
+
+
+Step = Callable[[], None]
+"""Something of ours that a lane does on the loop, in its order between calls."""
+
+
+class Workers:
+    """Daemon threads for ``def`` callbacks. One is kept for closers, so that busy callbacks cannot hold them up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int | None) -> None:
+        self._loop = loop
+        self._limit = max(1, (count or min(32, (os.cpu_count() or 1) + 4)) - 1)
+        self._jobs: SimpleQueue[tuple[Step, Step] | None] = SimpleQueue()
+        self._kept: SimpleQueue[tuple[Step, Step] | None] = SimpleQueue()
+        self._threads = 0
+        self._has_kept_thread = False
+        self._busy = 0
+
+    def run(self, job: Step, then: Step, *, is_closer: bool) -> None:
+        """Run ``job`` in a thread, and ``then`` on the loop."""
+        if is_closer and self._busy >= self._limit:
+            if not self._has_kept_thread:
+                self._has_kept_thread = True
+                self._start(self._kept)
+            self._kept.put((job, then))
+            return
+        self._busy += 1
+        if self._threads < min(self._busy, self._limit):
+            self._threads += 1
+            self._start(self._jobs)
+        self._jobs.put((job, lambda: self._finish(then)))
+
+    def stop(self) -> None:
+        """Let the threads end behind what they have to do; nobody waits for them."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+        self._kept.put(None)
+
+    def _finish(self, then: Step) -> None:
+        self._busy -= 1
+        then()
+
+    def _start(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
+        threading.Thread(target=self._work, args=(jobs,), name="djmease-worker", daemon=True).start()
+
+    def _work(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
+        while (entry := jobs.get()) is not None:
+            job, then = entry
+            job()
+            try:
+                self._loop.call_soon_threadsafe(then)
+            except RuntimeError:
+                return  # The loop is closed: the server has gone, and did not wait for this callback.
+
+
+class Lane:
+    """What waits for one routing or one client, done in order, one thing at a time."""
+
+    __slots__ = ("_dispatch", "_entries", "_is_running", "_on_empty")
+
+    def __init__(self, dispatch: Dispatch, on_empty: Step) -> None:
+        self._dispatch = dispatch
+        self._on_empty = on_empty
+        self._entries: deque[Call | Step] = deque()
+        self._is_running = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, *entries: Call | Step) -> None:
+        """Add to the end; on the loop only. A lone entry begins at once."""
+        self._entries.extend(entries)
+        if not self._is_running:
+            self._is_running = True
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._entries:
+            head = self._entries[0]
+            if not isinstance(head, Call):
+                self._entries.popleft()
+                head()
+            elif head.callback.is_async:
+                self._entries.popleft()
+                self._dispatch.spawn(head, self._advance)
+                return
+            else:
+                is_closer = head.callback.kind == "closer"
+                self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
+                return
+        self._is_running = False
+        self._on_empty()
+
+    def _hop(self) -> None:
+        """In a thread: run what is ``def`` at the head of the lane, for a while."""
+        deadline = time.monotonic() + HOP_TIME
+        _tidy_connections()
+        entries = self._entries
+        while entries and isinstance(head := entries[0], Call) and not head.callback.is_async:
+            entries.popleft()
+            Context().run(self._dispatch.run, head)
+            if time.monotonic() >= deadline:
+                break
+        _tidy_connections()
+
+
+class Dispatch:
+    """Brings messages to senders, and what clients do to receivers, openers and closers."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        registry: Registry,
+        clients: Clients,
+        max_workers: int | None,
+    ) -> None:
+        self._loop = loop
+        self._registry = registry
+        self._clients = clients
+        self.workers = Workers(loop, max_workers)
+        self._routings: dict[str, Lane] = {}
+        self._client_lanes: dict[Client, Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tidy_at = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.errors = 0
+        """Callbacks that raised."""
+        self.dropped = 0
+        """Messages that found the lane of their routing full."""
+
+    # What happens
+
+    def publish(self, message: Message) -> None:
+        """Run the senders of a message."""
+        senders = self._registry.senders_for(message.routing)
+        subject = f"{message.routing} {message.id}"
+        if not senders:
+            traffic_logger.info("%s: no sender", subject)
+            return
+        lane = self._routings.get(message.routing)
+        if lane is None:
+            lane = self._routings[message.routing] = self._lane(lambda: self._forget_routing(message.routing))
+        elif len(lane) >= MAX_ROUTING_LANE:
+            self._drop(message)
+            return
+        arguments = {"routing": message.routing, "message": message.body}
+        lane.put(*[Call(callback=sender, arguments=arguments, subject=subject) for sender in senders])
+
+    def opened(self, client: Client) -> None:
+        """Run the openers, and count the client among the others behind them."""
+        lane = self._lane(lambda: self._relieve(client))
+        self._client_lanes[client] = lane
+        lane.put(*self._calls(self._registry.openers, client), lambda: self._clients.add(client))
+
+    def received(self, client: Client, message: str | bytes) -> None:
+        """Run the receivers; a client that sends faster than they run is not read for a while."""
+        lane = self._client_lanes.get(client)
+        if lane is None:
+            return
+        lane.put(*self._calls(self._registry.receivers, client, message=message))
+        if len(lane) >= MAX_CLIENT_LANE and client.ws_connection is not None:
+            client.ws_connection.pause_reading()
+
+    def closed(self, client: Client) -> None:
+        """Take the client from among the others behind what it has sent, and run the closers."""
+        lane = self._client_lanes.get(client)
+        if lane is None:
+            return
+        lane.put(
+            lambda: self._clients.discard(client),
+            *self._calls(self._registry.closers, client),
+            lambda: self._forget_client(client),
+        )
+
+    async def wait_until_idle(self) -> None:
+        """Wait until nothing waits or runs in any lane."""
+        await self._idle.wait()
+
+    # Lanes
+
+    def _lane(self, on_empty: Step) -> Lane:
+        self._idle.clear()
+        return Lane(self, on_empty)
+
+    def _calls(self, callbacks: tuple[Callback, ...], client: Client, **arguments: Any) -> list[Call]:
+        return [
+            Call(callback=callback, arguments={"client": client, **arguments}, subject=f"client {client.id}")
+            for callback in callbacks
+        ]
+
+    def _forget_routing(self, routing: str) -> None:
+        del self._routings[routing]
+        self._settle()
+
+    def _relieve(self, client: Client) -> None:
+        if client.ws_connection is not None:
+            client.ws_connection.resume_reading()
+
+    def _forget_client(self, client: Client) -> None:
+        del self._client_lanes[client]
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._routings and not self._client_lanes:
+            self._idle.set()
+
+    def _drop(self, message: Message) -> None:
+        self.dropped += 1
+        if self.dropped % MAX_ROUTING_LANE == 1:
+            logger.error(
+                "%d calls wait for the routing %s, message %s is dropped: its senders are too slow (%d dropped in all)",
+                MAX_ROUTING_LANE,
+                message.routing,
+                message.id,
+                self.dropped,
+            )
+
+    # Running
+
+    def run(self, call: Call) -> None:
+        """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
+        started = time.perf_counter()
+        clients_list = self._clients.snapshot()
+        try:
+            result = call.callback({**call.arguments, "clients_list": clients_list})
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
+        except BaseException as error:
+            self._report(call, error)
+        self._trace(call, len(clients_list), started)
+
+    def spawn(self, call: Call, then: Step) -> None:
+        """Run an ``async def`` callback in a task of its own, and ``then`` behind it."""
+        task = self._loop.create_task(self._run_async(call), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._after(task, then))
+
+    def _after(self, task: asyncio.Task[None], then: Step) -> None:
+        self._tasks.discard(task)
+        then()
+
+    async def _run_async(self, call: Call) -> None:
+        started = time.perf_counter()
+        clients_list = self._clients.snapshot()
+        try:
+            await call.callback({**call.arguments, "clients_list": clients_list})
+        except BaseException as error:
+            self._report(call, error)
+        self._trace(call, len(clients_list), started)
+        await self._tidy_async_connections()
+
+    async def _tidy_async_connections(self) -> None:
+        """Look after the connections of Django's asynchronous ORM, which live in one thread of asgiref's."""
+        now = time.monotonic()
+        if now >= self._tidy_at:
+            self._tidy_at = now + ASYNC_HYGIENE_INTERVAL
+            await sync_to_async(_tidy_connections)()
+
+    def _report(self, call: Call, error: BaseException) -> None:
+        self.errors += 1
+        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
+
+    def _trace(self, call: Call, clients: int, started: float) -> None:
+        if traffic_logger.isEnabledFor(logging.INFO):
+            milliseconds = (time.perf_counter() - started) * 1000
+            traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, milliseconds)
+
+
+def _tidy_connections() -> None:
+    """Close database connections that are broken or too old, as Django does around each request."""
+    try:
+        close_old_connections()
+    except Exception:
+        logger.exception("closing old database connections failed")

@@ -1,0 +1,71 @@
+"""Which clients are still there: one timer for all pings and their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from djmease.server.outbox import Outbox
+from djmease.server.protocol import WebSocketProtocol
+
+logger = logging.getLogger("djmease.server")
+
+
+class Pings:
+    """Ping every connection each ``interval`` seconds, and give up those that are silent for ``timeout`` after it.
+
+    Both queues are in the order of their times, since all wait equally long: a turn costs only what is due.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, *, interval: float, timeout: float) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._interval = interval
+        self._timeout = timeout
+        self._step = min(1.0, interval / 4, timeout / 4)
+        self._to_ping: deque[tuple[float, WebSocketProtocol]] = deque()
+        self._to_answer: deque[tuple[float, WebSocketProtocol]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.timed_out = 0
+
+    def start(self) -> None:
+        self._timer = self._loop.call_later(self._step, self._turn)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def add(self, connection: WebSocketProtocol) -> None:
+        """Watch a connection until it closes."""
+        self._to_ping.append((self._loop.time() + self._interval, connection))
+
+    def _turn(self) -> None:
+        self.start()
+        now = self._loop.time()
+        while self._to_answer and self._to_answer[0][0] <= now:
+            self._judge(self._to_answer.popleft()[1])
+        while self._to_ping and self._to_ping[0][0] <= now:
+            self._ping(self._to_ping.popleft()[1], now)
+
+    def _ping(self, connection: WebSocketProtocol, now: float) -> None:
+        if connection.closing:
+            return
+        connection.heard = False
+        self._outbox.ping(connection)
+        self._to_answer.append((now + self._timeout, connection))
+
+    def _judge(self, connection: WebSocketProtocol) -> None:
+        if connection.closing:
+            return
+        # Nothing is heard of a client that is not read, which is no fault of its own.
+        if connection.heard or not connection.is_reading:
+            self.add(connection)
+            return
+        self.timed_out += 1
+        logger.info(
+            "client %s has not answered a ping for %s s: it is given up",
+            getattr(connection.handler, "id", "?"),
+            self._timeout,
+        )
+        connection.abort()

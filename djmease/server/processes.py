@@ -1,0 +1,157 @@
+"""Development: run the server again when its code changes, with Django's ``runserver`` beside it.
+
+The parent only supervises. Its child serves on its main thread, where a loop gets signals, and watches the code from
+another; Django's own reloader does it the other way round. A child that found a change exits with 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from asyncio.subprocess import Process
+from collections.abc import Callable, Sequence
+
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
+
+RELOAD_EXIT_CODE = 3
+STOP_TIMEOUT = 15.0
+"""Seconds that a child has to end before it is killed."""
+
+Write = Callable[[str], object]
+
+
+def is_child() -> bool:
+    """Tell whether this process is a child that the reloader has started."""
+    return os.environ.get(DJANGO_AUTORELOAD_ENV) == "true"
+
+
+def server_arguments() -> list[str]:
+    """Return the command that runs this process again."""
+    return [str(argument) for argument in get_child_arguments()]
+
+
+def site_arguments(address: str) -> list[str]:
+    """Return the command that runs Django's ``runserver`` on ``address``, by the same way as this process was run."""
+    command = server_arguments()
+    # What this process was called with comes last, behind the name of our command.
+    own = len(sys.argv) - 1
+    return [*command[: len(command) - own], "runserver", address]
+
+
+def watch_code(on_change: Callable[[], None]) -> None:
+    """Call ``on_change`` from a daemon thread, once, when a file of the running code has changed."""
+
+    def watch() -> None:
+        try:
+            get_reloader().run(threading.main_thread())
+        except SystemExit:
+            on_change()
+
+    threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
+
+
+class Supervisor:
+    """Runs a server, and beside it perhaps a site, until one signal ends both."""
+
+    def __init__(
+        self, *, server: Sequence[str], site: Sequence[str] | None, write: Write, pass_fds: Sequence[int] = ()
+    ) -> None:
+        self._server = server
+        self._site = site
+        self._write = write
+        self._pass_fds = pass_fds
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> int:
+        """Return the exit code: 0 after a signal, else that of what failed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stopping.set)
+        site = await self._start_site() if self._site else None
+        tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._stopping.wait())]
+        if site is not None:
+            tasks.append(asyncio.create_task(self._watch_site(site)))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        has_been_asked = self._stopping.is_set()
+        self._stopping.set()
+        if site is not None:
+            await _end(site)
+        codes = [int(code) for code in await asyncio.gather(tasks[0], *tasks[2:])]
+        return codes[0] if has_been_asked else next(filter(None, codes), 0)
+
+    async def _serve(self) -> int:
+        """Run the server again and again, until it ends for another reason than a change of its code."""
+        has_run = False
+        while True:
+            process = await asyncio.create_subprocess_exec(
+                *self._server, env={**os.environ, DJANGO_AUTORELOAD_ENV: "true"}, pass_fds=tuple(self._pass_fds)
+            )
+            code = await self._wait(process)
+            if self._stopping.is_set():
+                return code
+            if code == RELOAD_EXIT_CODE:
+                has_run = True
+            elif code and has_run:
+                self._write("The server does not start any more: waiting for a change of its code.\n")
+                await self._wait_for_change()
+            else:
+                return code
+
+    async def _wait(self, process: Process) -> int:
+        waiting = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([waiting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        return await _end(process)
+
+    async def _wait_for_change(self) -> None:
+        """Wait until a file changes that this process has imported too, or a signal comes."""
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def watch() -> None:
+            try:
+                StatReloader().run_loop()
+            except SystemExit:
+                loop.call_soon_threadsafe(changed.set)
+
+        threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
+        waiting = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stopping.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+
+    async def _start_site(self) -> Process:
+        assert self._site is not None
+        environment = {name: value for name, value in os.environ.items() if name != DJANGO_AUTORELOAD_ENV}
+        return await asyncio.create_subprocess_exec(
+            *self._site,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+
+    async def _watch_site(self, site: Process) -> int:
+        """Print what the site prints, told apart, until it ends."""
+        assert site.stdout is not None
+        while line := await site.stdout.readline():
+            self._write(f"site | {line.decode(errors='replace')}")
+        code = await site.wait()
+        if not self._stopping.is_set():
+            self._write(f"site | runserver has ended with exit code {code}\n")
+        return code
+
+
+async def _end(process: Process) -> int:
+    """Ask a process to end if it has not, wait for it, and return its exit code."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+    return await process.wait()

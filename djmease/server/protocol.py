@@ -1,0 +1,509 @@
+"""RFC 6455 on the socket: frames parsed and built, the closing handshake, and the hand-over from Tornado.
+
+Tornado does HTTP and everything up to the 101; then the socket is ours. This is the one place that knows Tornado's
+internals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import codecs
+import errno
+import socket
+import struct
+from typing import Any, Final, Protocol
+
+from tornado.iostream import IOStream
+from tornado.util import _websocket_mask as unmask
+from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
+from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
+
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+READ_SIZE = 65536
+CLOSE_TIMEOUT = 5.0
+"""Seconds that the other side has for its part of the closing handshake."""
+
+
+def build_frame(opcode: int, payload: bytes) -> bytes:
+    """Return one final, unmasked frame, as a server sends it (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x80 | opcode, size)) + payload
+    if size < 65536:
+        return struct.pack("!BBH", 0x80 | opcode, 126, size) + payload
+    return struct.pack("!BBQ", 0x80 | opcode, 127, size) + payload
+
+
+def build_close(code: int | None, reason: str | None) -> bytes:
+    """Return a close frame; a reason without a code goes with 1000, and is cut to the 123 bytes that fit."""
+    if code is None and not reason:
+        return build_frame(CLOSE, b"")
+    text = (reason or "").encode(errors="replace")[:123].decode(errors="ignore")
+    return build_frame(CLOSE, struct.pack("!H", 1000 if code is None else code) + text.encode())
+
+
+SENDABLE_CLOSE_CODES = "1000 to 1003, 1007 to 1014, or 3000 to 4999"
+
+
+def is_sendable_close_code(code: int) -> bool:
+    """Tell whether a close frame may carry this code (RFC 6455, section 7.4, and the registry of section 11.7)."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+class ProtocolError(Exception):
+    """What the client sent breaks RFC 6455 or a limit; the connection is closed with this code and reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+Event = tuple[int, Any]
+"""An opcode with what came: ``str`` for TEXT, ``bytes`` for BINARY, PING and PONG, ``(code, reason)`` for CLOSE."""
+
+
+class Parser:
+    """From the bytes of a client to messages and control frames; it knows no I/O."""
+
+    __slots__ = ("_buffer", "_decoder", "_fragments", "_max_size", "_needed", "_opcode", "error")
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._buffer: bytes | bytearray = b""
+        self._needed = 0
+        self._opcode = CONTINUATION
+        self._fragments: bytearray | None = None
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self.error: ProtocolError | None = None
+        """Set once the client has broken the protocol; nothing is parsed after that."""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return what ``data`` completes, in order; what came before an error is returned and ``error`` is set."""
+        events: list[Event] = []
+        if self.error is not None:
+            return events
+        if self._buffer:
+            # A bytearray that grows keeps a long message that comes in small pieces linear.
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return events
+            data = bytes(self._buffer)
+        try:
+            position = self._parse(data, events)
+        except ProtocolError as error:
+            self.error = error
+            position = len(data)
+        rest = data[position:]
+        self._buffer = bytearray(rest) if rest else b""
+        return events
+
+    def _parse(self, data: bytes, events: list[Event]) -> int:
+        """Append the events of all complete frames, and return where the incomplete rest begins."""
+        position, end = 0, len(data)
+        while end - position >= 2:
+            first, second = data[position], data[position + 1]
+            length = second & 0x7F
+            start = position + 2
+            if length > 125:
+                width = 2 if length == 126 else 8
+                if end - start < width:
+                    self._needed = start - position + width
+                    return position
+                length = int.from_bytes(data[start : start + width])
+                start += width
+            self._check_header(first, second, length)
+            payload_start = start + 4
+            payload_end = payload_start + length
+            if payload_end > end:
+                self._needed = payload_end - position
+                return position
+            payload = unmask(data[start:payload_start], data[payload_start:payload_end])
+            position = payload_end
+            self._take(first, payload, events)
+        self._needed = 2
+        return position
+
+    def _check_header(self, first: int, second: int, length: int) -> None:
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise ProtocolError(1002, "a reserved bit is set")
+        if not second & 0x80:
+            raise ProtocolError(1002, "a client's frames must be masked")
+        if opcode >= CLOSE:
+            if opcode > PONG:
+                raise ProtocolError(1002, f"unknown opcode {opcode}")
+            if not first & 0x80 or length > 125:
+                raise ProtocolError(1002, "a control frame is fragmented or longer than 125 bytes")
+            return
+        if opcode > BINARY:
+            raise ProtocolError(1002, f"unknown opcode {opcode}")
+        if (opcode == CONTINUATION) != (self._fragments is not None):
+            raise ProtocolError(1002, "a fragment is out of place")
+        if length >> 63:
+            raise ProtocolError(1002, "a length has its highest bit set")
+        if length + len(self._fragments or b"") > self._max_size:
+            raise ProtocolError(1009, f"a message may have {self._max_size} bytes")
+
+    def _take(self, first: int, payload: bytes, events: list[Event]) -> None:
+        opcode, final = first & 0x0F, first & 0x80
+        if opcode >= CLOSE:
+            events.append((opcode, _parse_close(payload) if opcode == CLOSE else payload))
+        elif final and opcode == TEXT:
+            events.append((TEXT, _decode(payload)))
+        elif final and opcode == BINARY:
+            events.append((BINARY, payload))
+        else:
+            self._take_fragment(opcode, payload, bool(final), events)
+
+    def _take_fragment(self, opcode: int, payload: bytes, final: bool, events: list[Event]) -> None:
+        if self._fragments is None:
+            self._opcode, self._fragments = opcode, bytearray()
+            self._decoder = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
+        self._fragments += payload
+        if self._decoder is not None:
+            # Text is checked as it comes, so that what is broken is refused before the rest of it has been sent.
+            _decode(payload, self._decoder, final)
+        if final:
+            whole = bytes(self._fragments)
+            self._fragments = self._decoder = None
+            events.append((self._opcode, whole.decode() if self._opcode == TEXT else whole))
+
+
+def _decode(payload: bytes, decoder: codecs.IncrementalDecoder | None = None, final: bool = True) -> str:
+    try:
+        return payload.decode() if decoder is None else decoder.decode(payload, final)
+    except UnicodeDecodeError:
+        raise ProtocolError(1007, "text that is not UTF-8") from None
+
+
+def _parse_close(payload: bytes) -> tuple[int | None, str]:
+    if not payload:
+        return None, ""
+    if len(payload) == 1:
+        raise ProtocolError(1002, "a close frame with half a code")
+    code = int.from_bytes(payload[:2])
+    if not is_sendable_close_code(code):
+        raise ProtocolError(1002, f"a close frame with the code {code}")
+    return code, _decode(payload[2:])
+
+
+class Outbox(Protocol):
+    """What the protocol needs of ``server/outbox.py``."""
+
+    def enqueue(self, connection: Any, frame: bytes) -> None: ...
+
+
+class WebSocketProtocol(TornadoWebSocketProtocol):
+    """One connection after the handshake: its socket, its parser, and what the kernel has not taken yet.
+
+    It ends once, whatever ends it, and says so to its handler (``on_ws_connection_close``). The socket itself may stay
+    a little longer, for the close frame to be read: a socket that is closed with unread input resets the connection,
+    and the reason would be lost with it.
+    """
+
+    def __init__(self, handler: WebSocketHandler, *, outbox: Outbox, max_message_size: int) -> None:
+        super().__init__(handler)
+        self._outbox = outbox
+        self._parser = Parser(max_message_size)
+        self._socket: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._is_reading = False
+        self._subprotocol: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._close_received = False
+        self._ended = False
+        self.closing = True
+        """Whether nothing that is written now would be sent: a close frame was, or there is no socket."""
+        self.waiting: list[bytes] = []
+        """The frames of this tick, which the outbox joins into one ``send``."""
+        self.backlog: bytes | bytearray = b""
+        """What the kernel did not take of earlier flushes."""
+        self.sent = 0
+        """Bytes that the kernel has taken in all."""
+        self.sent_before = 0
+        """How many that were when the outbox last looked."""
+        self.heard = True
+        """Whether anything came since this was last set to ``False``: a sign of life."""
+
+    # The handshake and the hand-over
+
+    async def accept_connection(self, handler: WebSocketHandler) -> None:
+        """Answer the handshake with 101, or with 400 where a header is not as RFC 6455, section 4.2.1, wants it."""
+        key = handler.request.headers.get("Sec-WebSocket-Key", "")
+        if not handler.request.headers.get("Host") or not _is_handshake_key(key):
+            handler.set_status(400)
+            handler.finish("The Host or Sec-WebSocket-Key header of this handshake is missing or not valid.\n")
+            return
+        self._subprotocol = _select_subprotocol(handler)
+        handler.clear_header("Content-Type")
+        handler.set_status(101)
+        handler.set_header("Upgrade", "websocket")
+        handler.set_header("Connection", "Upgrade")
+        handler.set_header("Sec-WebSocket-Accept", TornadoWebSocketProtocol13.compute_accept_value(key))
+        if self._subprotocol:
+            handler.set_header("Sec-WebSocket-Protocol", self._subprotocol)
+        handler.finish()
+        early = self._take_over(handler.detach())
+        if self._socket is not None:
+            handler.open()
+            self._feed(early)
+
+    def _take_over(self, stream: IOStream) -> bytes:
+        """Take the socket from Tornado's stream, and return what the client sent behind its handshake.
+
+        The stream is left as if it were closed, so that nothing that still holds it can touch the socket's number.
+        """
+        if stream.closed():
+            return b""
+        sock, early = stream.socket, bytes(stream._read_buffer[: stream._read_buffer_size])
+        unsent = bytes(stream._write_buffer.peek(len(stream._write_buffer))) if stream.writing() else b""
+        if stream._state is not None:
+            stream.io_loop.remove_handler(sock)
+            stream._state = None
+        stream.socket = None  # type: ignore[assignment]
+        stream._closed = True
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self.closing = False
+        self.resume_reading()
+        if unsent:
+            self._keep(unsent)
+        return early
+
+    # Reading
+
+    def pause_reading(self) -> None:
+        """Leave what the client sends in the kernel, which will make the client wait."""
+        if self._is_reading and self._socket is not None:
+            self._is_reading = False
+            self._loop.remove_reader(self._socket)
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self._is_reading and self._socket is not None:
+            self._is_reading = True
+            self._loop.add_reader(self._socket, self._on_readable)
+
+    @property
+    def is_reading(self) -> bool:
+        return self._is_reading
+
+    def _on_readable(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.heard = True
+            self._feed(data)
+        else:
+            self._disconnect()
+
+    def _feed(self, data: bytes) -> None:
+        if self._ended or not data:
+            return
+        for opcode, content in self._parser.feed(data):
+            self._on_event(opcode, content)
+        error = self._parser.error
+        if error is not None and not self._ended:
+            self._fail(error.code, error.reason)
+
+    def _on_event(self, opcode: int, content: Any) -> None:
+        if self._ended:
+            return
+        if opcode == CLOSE:
+            self._on_close_frame(*content)
+        elif opcode == PING:
+            if not self.closing:
+                self._outbox.enqueue(self, build_frame(PONG, content))
+            self.handler.on_ping(content)
+        elif opcode == PONG:
+            self.handler.on_pong(content)
+        elif not self.closing:
+            self.handler.on_message(content)
+
+    # Writing
+
+    def transmit(self, data: bytes) -> None:
+        """Give ``data`` to the kernel, and keep what it does not take until it can."""
+        if self._socket is None:
+            return
+        if self.backlog:
+            self.backlog += data
+            return
+        count = self._send(data)
+        if self._socket is None:
+            return
+        if count < len(data):
+            self._keep(data[count:])
+        elif self.closing:
+            self._after_close_frame()
+
+    def _send(self, data: bytes | bytearray) -> int:
+        """Return how many bytes the kernel took; the connection is gone where it refuses."""
+        assert self._socket is not None
+        try:
+            count = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._disconnect()
+            return 0
+        self.sent += count
+        return count
+
+    def _keep(self, data: bytes) -> None:
+        assert self._socket is not None
+        self.backlog = bytearray(data)
+        self._loop.add_writer(self._socket, self._on_writable)
+
+    def _on_writable(self) -> None:
+        if self._socket is None:
+            return
+        backlog = self.backlog
+        assert isinstance(backlog, bytearray)
+        del backlog[: self._send(backlog)]
+        if not backlog and self._socket is not None:
+            self.backlog = b""
+            self._loop.remove_writer(self._socket)
+            if self.closing and not self.waiting:
+                self._after_close_frame()
+
+    # The end
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Begin the closing handshake behind everything that has been written; on the loop only."""
+        if not self.closing:
+            self._send_close(code, reason)
+
+    def cut_off(self, code: int, reason: str) -> None:
+        """End the connection for the server, its close frame behind what the client has still to read."""
+        if not self._ended:
+            self._fail(code, reason)
+
+    def abort(self) -> None:
+        """End the connection at once, without a close frame: nobody is there."""
+        self._disconnect()
+
+    def _on_close_frame(self, code: int | None, reason: str) -> None:
+        self._close_received = True
+        if not self.closing:
+            self._send_close(code, None)
+        self._end(code, reason)
+        if not self.waiting and not self.backlog:
+            self._after_close_frame()
+
+    def _fail(self, code: int, reason: str) -> None:
+        # What still comes is read and dropped, until the client has read why or the time is over.
+        self.resume_reading()
+        if not self.closing:
+            self._send_close(code, reason)
+        self._end(code, reason)
+
+    def _send_close(self, code: int | None, reason: str | None) -> None:
+        self._outbox.enqueue(self, build_close(code, reason))
+        self.closing = True
+        self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._disconnect)
+
+    def _after_close_frame(self) -> None:
+        """Go on with the end of the connection, now that the kernel has the close frame."""
+        if self._close_received:
+            self._disconnect()
+        elif self._ended:
+            self._shut_down_writing()
+
+    def _shut_down_writing(self) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            self._disconnect()
+
+    def _end(self, code: int | None, reason: str | None) -> None:
+        """Tell the handler, once, that this connection is over."""
+        if not self._ended:
+            self._ended = True
+            self.handler.on_ws_connection_close(code, reason or None)
+
+    def _disconnect(self) -> None:
+        """Give up the socket: the only place that closes it, its reader, its writer and its timer before."""
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        self._loop.remove_reader(sock)
+        self._loop.remove_writer(sock)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sock.close()
+        self.closing = True
+        self._is_reading = False
+        self.waiting.clear()
+        self.backlog = b""
+        self._end(None, None)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    @property
+    def selected_subprotocol(self) -> str | None:
+        return self._subprotocol
+
+    # What Tornado's handler may still call, or its base class would reach for a stream that is not there
+
+    def write_message(self, message: Any, binary: bool = False) -> Any:
+        raise NotImplementedError("djmease.server.client.Client writes its messages itself")
+
+    def write_ping(self, data: bytes) -> None:
+        if not self.closing:
+            self._outbox.enqueue(self, build_frame(PING, data))
+
+    def set_nodelay(self, x: bool) -> None:
+        """Nagle's algorithm is off from the hand-over on."""
+
+    def on_connection_close(self) -> None:
+        # The handler calls this from within _end, where the close frame is still on its way.
+        if not self._ended:
+            self._disconnect()
+
+    def _abort(self) -> None:
+        self._disconnect()
+
+    def start_pinging(self) -> None:
+        """The server pings all clients with one timer."""
+
+    async def _receive_frame_loop(self) -> None:
+        """The socket is read from a callback of the loop, without a task."""
+
+    def _process_server_headers(self, key: Any, headers: Any) -> None:
+        raise NotImplementedError("this is the server's side")
+
+
+def _is_handshake_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _select_subprotocol(handler: WebSocketHandler) -> str | None:
+    offered = [name.strip() for name in handler.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+    return handler.select_subprotocol([name for name in offered if name])

