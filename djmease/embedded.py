@@ -192,6 +192,8 @@ class EmbeddedValkey:
             finally:
                 self._reap()
             self._stop()
+            if self._started is not None:
+                self._started.wait()
         self._users = None
 
     def _start(self) -> None:

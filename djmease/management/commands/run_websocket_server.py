@@ -109,7 +109,7 @@ class Command(BaseCommand):
     ) -> int:
         registry = _load_registry()
         sockets = _bind(options)
-        server = _make_server(registry, sockets, revive)
+        server = make_server(registry, sockets, revive)
         exit_code = 0
 
         loop = asyncio.get_running_loop()
@@ -157,9 +157,10 @@ def _load_registry() -> Registry:
     return loader.load().registry
 
 
-def _make_server(
-    registry: Registry, sockets: list[socket.socket], revive: Callable[[], Awaitable[None]] | None
+def make_server(
+    registry: Registry, sockets: list[socket.socket], revive: Callable[[], Awaitable[None]] | None = None
 ) -> Server:
+    """Make a server on sockets that listen, as the settings want it; on its event loop."""
     gate = Gate(
         allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
         allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from djmease import publishing
+from djmease.embedded import EmbeddedValkey
+from djmease.registry import declarations
+from tests.support import LiveServer, Project
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[EmbeddedValkey]:
+    """A real Valkey for all tests, in a directory whose path is short enough for its socket."""
+    home = Path(tempfile.mkdtemp(prefix="mease-"))
+    valkey = EmbeddedValkey(home)
+    valkey.acquire()
+    yield valkey
+    valkey.release()
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def redis(settings: Any, valkey: EmbeddedValkey) -> str:
+    """The settings name that Valkey, with a prefix of this test's own; returns the prefix with its colon."""
+    settings.MEASE_REDIS_URL = f"unix://{valkey.socket}"
+    settings.MEASE_KEY_PREFIX = f"test-{uuid.uuid4().hex}"
+    return f"{settings.MEASE_KEY_PREFIX}:"
+
+
+@pytest.fixture(autouse=True)
+def own_declarations() -> Iterator[None]:
+    """What a test decorates is gone after it, and what it counts begins at nothing."""
+    before = declarations[:]
+    declarations.clear()
+    publishing.counts.clear()
+    yield
+    declarations[:] = before
+
+
+@pytest.fixture
+def start_server(redis: str) -> Iterator[Callable[[], LiveServer]]:
+    """Starts servers in threads, by the settings and decorators of the moment in which it is called."""
+    servers: list[LiveServer] = []
+
+    def start() -> LiveServer:
+        server = LiveServer()
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A temporary directory whose path is short enough for a Unix socket."""
+    home = Path(tempfile.mkdtemp(prefix="mease-"))
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path, short_directory: Path) -> Iterator[Project]:
+    """A Django site of its own; its processes end with the test."""
+    project = Project(tmp_path, short_directory / "valkey")
+    yield project
+    project.stop()
+
+
+@pytest.fixture
+def log_of(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Returns the log messages so far."""
+
+    def messages(*_: Any) -> list[str]:
+        return [record.getMessage() for record in caplog.records]
+
+    return messages
