@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,16 +51,12 @@ def is_embedded() -> bool:
 def connection_url() -> str:
     """Return the URL that redis-py takes: that of the embedded Valkey is its socket's."""
     url = redis_url()
-    return f"unix://{socket_path(directory())}" if url == EMBEDDED_URL else url
+    return _url_of_socket(directory()) if url == EMBEDDED_URL else url
 
 
-def check_embedded() -> None:
-    """Check, where Valkey is embedded, that nobody but this user can have put its socket there.
-
-    Raises ``FileNotFoundError`` where it does not exist, and ``ImproperlyConfigured`` where it is another's.
-    """
-    if is_embedded():
-        check_private(directory())
+@functools.lru_cache(maxsize=8)
+def _url_of_socket(home: Path) -> str:
+    return f"unix://{socket_path(home)}"
 
 
 def check_url(url: str) -> None:
@@ -90,7 +88,7 @@ def publisher_pool() -> ConnectionPool:
     try:
         return _pools[key]
     except KeyError:
-        return _pools.setdefault(key, _make_pool(url, options))
+        return _pools.setdefault(key, _make_pool(url, options, directory() if is_embedded() else None))
 
 
 def listener_connection() -> Connection:
@@ -109,8 +107,21 @@ def channel_prefix() -> str:
     return f"{settings.MEASE_KEY_PREFIX}:"
 
 
-def _make_pool(url: str, options: dict[str, Any]) -> ConnectionPool:
-    return ConnectionPool.from_url(url, **{**_options(Retry(NoBackoff(), 0)), **options})
+def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
+    ours = _options(Retry(NoBackoff(), 0))
+    if home is not None:
+        ours["redis_connect_func"] = functools.partial(_greet_embedded, home)
+    return ConnectionPool.from_url(url, **{**ours, **options})
+
+
+def _greet_embedded(home: Path, connection: Any) -> None:
+    """Begin a connection to the embedded Valkey, once it is sure that nobody but this user can have put it there."""
+    try:
+        check_private(home)
+    except BaseException:
+        connection.disconnect()
+        raise
+    connection.on_connect()
 
 
 def _options(retry: Any) -> dict[str, Any]:

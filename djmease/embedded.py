@@ -40,7 +40,9 @@ _MAX_SOCKET_PATH = 103
 
 def directory() -> Path:
     """Return the directory of this project's embedded Valkey: the same for each of its processes and this user."""
-    return _directory(settings.MEASE_EMBEDDED_DIR, str(_project()))
+    return _directory(
+        settings.MEASE_EMBEDDED_DIR, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None)
+    )
 
 
 def socket_path(home: Path) -> Path:
@@ -49,18 +51,16 @@ def socket_path(home: Path) -> Path:
 
 
 @functools.lru_cache(maxsize=8)
-def _directory(configured: str | None, project: str) -> Path:
+def _directory(configured: str | None, base: str | Path | None, settings_module: str | None) -> Path:
     if configured:
         return Path(configured)
-    return _runtime_directory() / hashlib.sha256(project.encode()).hexdigest()[:12]
+    project = str(base or _place_of_settings(settings_module)).encode()
+    return _runtime_directory() / hashlib.sha256(project).hexdigest()[:12]
 
 
-def _project() -> Path:
-    """Return what tells this project from another: ``BASE_DIR``, else where the settings are, else where we run."""
-    base = getattr(settings, "BASE_DIR", None)
-    if base:
-        return Path(base)
-    module = sys.modules.get(getattr(settings, "SETTINGS_MODULE", ""))
+def _place_of_settings(settings_module: str | None) -> Path:
+    """Return what tells a project without a ``BASE_DIR`` from another: where its settings are, else where it runs."""
+    module = sys.modules.get(settings_module or "")
     return Path(module.__file__).parent if module and module.__file__ else Path.cwd()
 
 

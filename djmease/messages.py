@@ -22,6 +22,7 @@ RESERVED_PREFIX = "mease."
 MAGIC = b"\x00mease"
 VERSION = b"1"
 
+_is_id = re.compile(rb"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_name = re.compile(r"[A-Za-z0-9._:\-/@+]{1,200}", re.ASCII).fullmatch
 _encode_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -95,6 +96,8 @@ def decode(routing: str, payload: bytes) -> Message:
     if not newline or len(fields) < 3:
         raise ValueError("the envelope is cut short")
     kind, message_id, published_at = fields[:3]
+    if not _is_id(message_id):
+        raise ValueError(f"{message_id[:20]!r} is not an id")
     return Message(
         routing=routing,
         body=_decode_body(kind, body),
@@ -106,12 +109,19 @@ def decode(routing: str, payload: bytes) -> Message:
 
 def _decode_body(kind: bytes, body: bytes) -> Any:
     if kind == b"j":
-        return json.loads(body)
+        return _decode_json(body)
     if kind == b"t":
         return body.decode()
     if kind == b"b":
         return body
     raise ValueError(f"unknown kind of body {kind[:20]!r}")
+
+
+def _decode_json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
 
 
 def _plain_text(routing: str, payload: bytes) -> Message:

@@ -181,7 +181,6 @@ def _connect(routing: str, pool: ConnectionPool) -> Connection | None:
     deadline = time.monotonic() + CONNECT_DEADLINE
     while True:
         try:
-            connections.check_embedded()
             return pool.get_connection()
         except AuthenticationError as error:
             raise PublishError(routing, connections.address(), str(error)) from error

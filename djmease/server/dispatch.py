@@ -184,18 +184,19 @@ class Dispatch:
 
     def publish(self, message: Message) -> None:
         """Run the senders of a message."""
-        senders = self._registry.senders_for(message.routing)
-        subject = f"{message.routing} {message.id}"
+        routing = message.routing
+        senders = self._registry.senders_for(routing)
+        subject = f"{routing} {message.id}"
         if not senders:
             traffic_logger.info("%s: no sender", subject)
             return
-        lane = self._routings.get(message.routing)
+        lane = self._routings.get(routing)
         if lane is None:
-            lane = self._routings[message.routing] = self._lane(lambda: self._forget_routing(message.routing))
+            lane = self._routings[routing] = self._lane(lambda: self._forget_routing(routing))
         elif len(lane) >= MAX_ROUTING_LANE:
             self._drop(message)
             return
-        arguments = {"routing": message.routing, "message": message.body}
+        arguments = {"routing": routing, "message": message.body}
         lane.put(*[Call(callback=sender, arguments=arguments, subject=subject) for sender in senders])
 
     def opened(self, client: Client) -> None:

@@ -117,8 +117,12 @@ class Listener:
             self.refused += 1
             self._complaints.say("a payload of %d bytes on %r is refused: %s", len(payload), channel, error)
             return
-        if self._is_new(message.id):
+        if not self._is_new(message.id):
+            return
+        try:
             self._on_message(message)
+        except Exception:
+            logger.exception("message %s on %s could not be handed on", message.id, message.routing)
 
     def _is_new(self, message_id: str) -> bool:
         if message_id in self._recent:

@@ -40,7 +40,7 @@ class Outbox:
         self._dirty: list[WebSocketProtocol] = []
         self._collected: deque[tuple[WebSocketProtocol, bytes]] = deque()
         self._is_awake = False
-        self._last: tuple[Any, bool, bytes] = (None, False, b"")
+        self._last: tuple[Any, bool, bytes] = (object(), False, b"")
         self.slow = 0
         """How many clients were cut off because they did not read."""
 

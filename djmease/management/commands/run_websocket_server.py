@@ -71,6 +71,8 @@ class Command(BaseCommand):
 
     def _run(self, options: dict[str, Any]) -> int:
         may_reload = settings.DEBUG and not options["noreload"]
+        # Until the event loop takes the signal over: what has been started ends with us.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with ExitStack() as stack:
             revive = self._share_embedded(stack)
             if (may_reload or options["with_site"]) and not is_child():

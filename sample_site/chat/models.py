@@ -1,0 +1,33 @@
+"""What was said in the chat."""
+
+from __future__ import annotations
+
+from django.db import models
+
+WHO_LENGTH = 40
+TEXT_LENGTH = 500
+HISTORY_LENGTH = 20
+
+
+class Message(models.Model):
+    who = models.CharField(max_length=WHO_LENGTH)
+    text = models.CharField(max_length=TEXT_LENGTH)
+    created = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.text}"
+
+    @classmethod
+    def latest(cls, count: int = HISTORY_LENGTH) -> list[Message]:
+        """Return the last `count` messages, oldest first."""
+        return list(cls.objects.order_by("-id")[:count])[::-1]
+
+    def as_dict(self) -> dict[str, str | int]:
+        """Return this message as the pages get it: what JSON can hold."""
+        return {
+            "type": "chat.message",
+            "id": self.id,
+            "who": self.who,
+            "text": self.text,
+            "created": self.created.isoformat(),
+        }
