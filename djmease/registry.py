@@ -132,8 +132,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
 def bind(function: Callable[..., Any], kind: Kind) -> Binding:
     """Decide how ``function`` gets the arguments of its kind.
 
-    By name where it uses one of the names, else by position in their order. Raises ``TypeError`` with the reason where
-    neither can work.
+    By name where it uses one of the names, else by position in their order; what requires nothing gets nothing. Raises
+    ``TypeError`` with the reason where neither can work.
     """
     parameters = _parameters(function)
     names = ARGUMENTS[kind]
@@ -155,6 +155,8 @@ def bind(function: Callable[..., Any], kind: Kind) -> Binding:
 def _bind_by_position(parameters: list[inspect.Parameter], names: tuple[str, ...]) -> Binding:
     takes_any_number = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     required = [parameter for parameter in parameters if _is_required(parameter)]
+    if not required and not takes_any_number:
+        return Binding()
     by_position = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     fits = len(by_position) <= len(names) if takes_any_number else len(by_position) == len(names)
     if len(by_position) != len(required) or not fits:

@@ -55,8 +55,9 @@ class LiveServer:
     def start(self) -> LiveServer:
         self._thread.start()
         assert self._ready.wait(DEADLINE), "the server did not start"
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         return self
 
     def _run(self) -> None:
@@ -190,10 +191,11 @@ class Process:
 
     def __init__(self, command: list[str], home: Path, environment: dict[str, str]) -> None:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         self.popen = subprocess.Popen(
             command,
             cwd=home,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
+            env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -70,12 +70,15 @@ class Listener:
             await self._drop()
 
     async def _subscribe(self) -> None:
-        await self._drop()
         self._connection = connection = self._make_connection()
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await connection.connect()
-            await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
-            await connection.read_response(disable_decoding=True)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+                await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
+                await connection.read_response(disable_decoding=True)
+        except BaseException:
+            await self._drop()
+            raise
         self._heard_at = time.monotonic()
 
     async def _drop(self) -> None:

@@ -82,7 +82,12 @@ class Server:
 
     async def start(self) -> None:
         """Subscribe to Redis, then listen. Raises what connecting to Redis raises."""
-        await self._listener.start()
+        try:
+            await self._listener.start()
+        except BaseException:
+            for listening in self._sockets:
+                listening.close()
+            raise
         self._pings.start()
         self._http.add_sockets(self._sockets)
 

@@ -73,6 +73,7 @@ SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 # django-mease
 
 MEASE_PORT = int(os.environ.get("SAMPLE_SITE_WEBSOCKET_PORT", 8001))
+MEASE_EMBEDDED_DIR = os.environ.get("SAMPLE_SITE_EMBEDDED_DIR")
 
 # What is published on "announcement" is written to every page, and this line is all it takes.
 # The chat has its callbacks in chat/mease_registry.py, where decorators register them.

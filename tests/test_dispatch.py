@@ -1,0 +1,332 @@
+"""Order, threads, contexts, errors and database connections of callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import translation
+
+import djmease
+from djmease.server import dispatch
+from tests.support import DEADLINE, LiveServer, eventually
+
+StartServer = Callable[[], LiveServer]
+Log = Callable[[], list[str]]
+
+
+def test_the_messages_of_one_client_are_received_in_order_by_def_and_async_alike(start_server: StartServer) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    @djmease.receiver
+    def first(message: Any) -> None:
+        seen.append(("def", message))
+
+    @djmease.receiver
+    async def second(message: Any) -> None:
+        await asyncio.sleep(0)
+        seen.append(("async", message))
+
+    @djmease.receiver
+    def third(client: Any, message: Any) -> None:
+        seen.append(("last", message))
+
+    client = start_server().connect()
+    for index in range(300):
+        client.send(str(index))
+    eventually(lambda: len(seen) == 900)
+    assert seen == [(kind, str(index)) for index in range(300) for kind in ("def", "async", "last")]
+
+
+def test_what_is_written_by_def_and_async_senders_comes_in_the_order_of_the_messages(start_server: StartServer) -> None:
+    @djmease.sender(routing="mixed")
+    def write(message: Any, clients_list: Any) -> None:
+        clients_list.send(f"def {message}")
+
+    @djmease.sender(routing="mixed")
+    async def write_async(message: Any, clients_list: Any) -> None:
+        clients_list.send(f"async {message}")
+
+    client = start_server().connect()
+    for index in range(300):
+        djmease.publish("mixed", index)
+    received = [client.recv(DEADLINE) for _ in range(600)]
+    assert received == [f"{kind} {index}" for index in range(300) for kind in ("def", "async")]
+
+
+def test_what_a_callback_writes_goes_out_while_it_still_runs(start_server: StartServer) -> None:
+    may_end = threading.Event()
+
+    @djmease.receiver
+    def answer(client: Any) -> None:
+        client.write_message("begun")
+        assert may_end.wait(DEADLINE)
+        client.write_message("ended")
+
+    client = start_server().connect()
+    client.send("go")
+    assert client.recv(5) == "begun"
+    may_end.set()
+    assert client.recv(5) == "ended"
+
+
+def test_clients_are_listed_from_the_end_of_their_openers_to_the_start_of_their_closers(
+    start_server: StartServer,
+) -> None:
+    listed: dict[str, list[bool]] = {"opener": [], "receiver": [], "closer": []}
+
+    @djmease.opener
+    def on_open(client: Any, clients_list: Any) -> None:
+        listed["opener"].append(client in clients_list)
+        client.storage["who"] = "me"
+
+    @djmease.receiver
+    def on_message(client: Any, clients_list: Any) -> None:
+        listed["receiver"].append(client in clients_list and client.storage == {"who": "me"})
+
+    @djmease.closer
+    def on_close(client: Any, clients_list: Any) -> None:
+        listed["closer"].append(client in clients_list)
+
+    client = start_server().connect()
+    client.send("hi")
+    client.close()
+    eventually(lambda: listed["closer"])
+    assert listed == {"opener": [False], "receiver": [True], "closer": [False]}
+
+
+def test_frames_that_come_while_openers_run_wait_for_them(start_server: StartServer) -> None:
+    may_open = threading.Event()
+    order: list[str] = []
+
+    @djmease.opener
+    def open_slowly() -> None:
+        assert may_open.wait(DEADLINE)
+        order.append("opened")
+
+    @djmease.receiver
+    def receive(message: Any) -> None:
+        order.append(message)
+
+    server = start_server()
+    with server.raw() as client:
+        from tests.support import HANDSHAKE, masked_frame
+
+        client.sendall(HANDSHAKE + masked_frame(1, b"early") + masked_frame(9, b"ping"))
+        # The ping is answered although the opener still runs.
+        eventually(lambda: b"\x8a\x04ping" in client.recv(4096))
+        assert order == []
+        may_open.set()
+        eventually(lambda: order == ["opened", "early"])
+
+
+def test_a_def_that_returns_a_coroutine_is_an_error_that_says_so(start_server: StartServer, log_of: Log) -> None:
+    async def inner() -> None: ...
+
+    @djmease.receiver
+    def receive() -> Any:
+        return inner()
+
+    start_server().connect().send("x")
+    eventually(lambda: any("declare it with async def" in line for line in log_of()))
+
+
+@pytest.mark.parametrize("raises", [ValueError("no"), SystemExit(1), KeyboardInterrupt()])
+def test_whatever_a_callback_raises_is_contained(start_server: StartServer, log_of: Log, raises: BaseException) -> None:
+    @djmease.receiver
+    def fail() -> None:
+        raise raises
+
+    @djmease.receiver
+    def answer(client: Any, message: Any) -> None:
+        client.write_message(message)
+
+    client = start_server().connect()
+    client.send("one")
+    client.send("two")
+    assert [client.recv(5), client.recv(5)] == ["one", "two"]
+    assert len([line for line in log_of() if "fail raised" in line and "for client" in line]) == 2
+
+
+def test_an_async_callback_that_raises_is_contained(start_server: StartServer, log_of: Log) -> None:
+    @djmease.receiver
+    async def fail() -> None:
+        sys.exit("no")
+
+    @djmease.receiver
+    async def answer(client: Any, message: Any) -> None:
+        await client.write_message(message)
+
+    client = start_server().connect()
+    client.send("one")
+    assert client.recv(5) == "one"
+    assert any("fail raised SystemExit('no')" in line for line in log_of())
+
+
+def test_an_object_with_an_async_call_and_a_partial_are_callbacks(start_server: StartServer) -> None:
+    class Answer:
+        async def __call__(self, client: Any, message: Any) -> None:
+            client.send(f"object {message}")
+
+    def answer(client: Any, message: Any, *, greeting: str) -> None:
+        client.send(f"{greeting} {message}")
+
+    djmease.receiver(Answer())
+    djmease.receiver(functools.partial(answer, greeting="partial"))
+    client = start_server().connect()
+    client.send("x")
+    assert [client.recv(5), client.recv(5)] == ["object x", "partial x"]
+
+
+def test_a_language_that_one_callback_activates_does_not_leak_into_the_next(start_server: StartServer) -> None:
+    @djmease.receiver
+    def answer(client: Any) -> None:
+        client.send(translation.get_language())
+        translation.activate("fr")
+
+    client = start_server().connect()
+    client.send("1")
+    client.send("2")
+    assert client.recv(5) == client.recv(5) != "fr"
+
+
+def test_database_connections_are_closed_around_the_hop(start_server: StartServer) -> None:
+    """CONN_MAX_AGE is 0, so that nothing is left open in the worker's thread when it goes idle."""
+    seen: list[bool] = []
+
+    @djmease.receiver
+    def query() -> None:
+        seen.append(connection.connection is None)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    @djmease.receiver
+    async def later() -> None: ...
+
+    client = start_server().connect()
+    for index in range(3):
+        client.send(str(index))
+        eventually(lambda index=index: len(seen) == index + 1)
+    assert seen == [True, True, True]
+
+
+def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_nothing(start_server: StartServer) -> None:
+    seen: list[str] = []
+
+    @djmease.receiver
+    def slow(message: str) -> None:
+        time.sleep(0.0001)
+        seen.append(message)
+
+    server = start_server()
+    client = server.connect()
+    other = server.connect()
+    for index in range(5000):
+        client.send(str(index).zfill(100))
+    other.send("other")
+    eventually(lambda: "other" in seen)
+    eventually(lambda: len(seen) == 5001)
+    seen.remove("other")
+    assert seen == [str(index).zfill(100) for index in range(5000)]
+
+
+def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_LANE", 5)
+    may_go_on = threading.Event()
+    seen: list[str] = []
+
+    @djmease.sender(routing="slow")
+    def slow(message: str) -> None:
+        assert may_go_on.wait(DEADLINE)
+        seen.append(message)
+
+    server = start_server()
+    for index in range(20):
+        djmease.publish("slow", str(index))
+    eventually(lambda: server.server._dispatch.dropped >= 14)
+    may_go_on.set()
+    eventually(lambda: len(seen) == 20 - server.server._dispatch.dropped)
+    assert seen == [str(index) for index in range(len(seen))]
+    assert any("wait for the routing slow, message" in line for line in log_of())
+    djmease.publish("slow", "again")
+    eventually(lambda: seen[-1] == "again")
+
+
+def test_a_closer_runs_while_all_other_workers_are_busy(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_WORKERS = 3
+    may_end = threading.Event()
+    closed = threading.Event()
+    running: list[int] = []
+
+    @djmease.sender(routing="busy-*")
+    def busy() -> None:
+        running.append(1)
+        may_end.wait(DEADLINE)
+
+    @djmease.closer
+    def on_close() -> None:
+        closed.set()
+
+    server = start_server()
+    client = server.connect()
+    for index in range(4):
+        djmease.publish(f"busy-{index}", "")
+    eventually(lambda: len(running) == 2)
+    client.close()
+    assert closed.wait(5)
+    may_end.set()
+    eventually(lambda: len(running) == 4)
+
+
+def test_a_line_per_message_names_routing_id_sender_clients_and_time(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+
+    @djmease.sender(routing="traced")
+    def show(clients_list: Any) -> None:
+        clients_list.send("x")
+
+    server = start_server()
+    client = server.connect()
+    message_id = djmease.publish("traced", "x")
+    assert client.recv(5) == "x"
+    eventually(lambda: any(line.startswith(f"traced {message_id}: ") for line in log_of()))
+    line = next(line for line in log_of() if line.startswith(f"traced {message_id}: "))
+    assert ".show, 1 clients, " in line and line.endswith(" ms")
+
+
+def test_a_routing_without_a_sender_is_named_in_the_traffic(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, settings: Any, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+    settings.MEASE_STRICT_ROUTING = False
+    start_server()
+    message_id = djmease.publish("nobody", "x")
+    eventually(lambda: f"nobody {message_id}: no sender" in log_of())
+
+
+def test_lanes_vanish_when_they_are_empty(start_server: StartServer, settings: Any) -> None:
+    seen: list[Any] = []
+
+    @djmease.sender
+    def show(message: Any) -> None:
+        seen.append(message)
+
+    server = start_server()
+    client = server.connect()
+    for index in range(500):
+        djmease.publish(f"routing-{index}", index)
+    client.close()
+    eventually(lambda: len(seen) == 500)
+    eventually(lambda: server.call(lambda: server.server._dispatch._idle.is_set()))
+    assert server.server._dispatch._routings == server.server._dispatch._client_lanes == {}

@@ -1,0 +1,210 @@
+"""The reader of Redis: what it refuses, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from djmease import connections
+from djmease.embedded import EmbeddedValkey
+from djmease.messages import Message, encode
+from djmease.server import listener as listener_module
+from djmease.server.listener import Complaints, Listener
+from tests.support import DEADLINE
+
+Log = Callable[[], list[str]]
+
+
+@asynccontextmanager
+async def listening(prefix: str, **options: Any) -> AsyncIterator[asyncio.Queue[Message]]:
+    """Run a listener by the settings of the moment, and give what it hears."""
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    options.setdefault("on_message", heard.put_nowait)
+    listener = Listener(connect=connections.listener_connection, prefix=prefix, **options)
+    await listener.start()
+    task = asyncio.create_task(listener.run())
+    try:
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def within(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def payload(message_id: str, body: bytes = b"x") -> bytes:
+    return encode(kind=b"t", body=body, message_id=message_id, published_at=0.0)
+
+
+def test_a_burst_is_heard_whole_and_in_order(redis: str, valkey: EmbeddedValkey) -> None:
+    async def run() -> list[str]:
+        async with listening(redis) as heard, asyncio.timeout(DEADLINE):
+            with Redis(unix_socket_path=str(valkey.socket)) as publisher, publisher.pipeline() as pipeline:
+                for index in range(5000):
+                    pipeline.publish(f"{redis}burst", payload(f"{index:016x}", str(index).encode()))
+                pipeline.execute()
+            return [(await heard.get()).body for _ in range(5000)]
+
+    assert asyncio.run(run()) == [str(index) for index in range(5000)]
+
+
+def test_ids_are_remembered_for_a_while_and_not_for_ever(redis: str, valkey: EmbeddedValkey) -> None:
+    async def run() -> tuple[int, int]:
+        listener = Listener(connect=connections.listener_connection, prefix=redis, on_message=lambda message: None)
+        for index in range(3 * listener_module.RECENT):
+            listener._hear(f"{redis}a".encode(), payload(f"{index:016x}"))
+        return len(listener._recent), len(listener._recent_order)
+
+    assert asyncio.run(run()) == (listener_module.RECENT, listener_module.RECENT)
+
+
+def test_a_message_that_cannot_be_handed_on_does_not_end_the_listener(
+    redis: str, valkey: EmbeddedValkey, log_of: Log
+) -> None:
+    async def run() -> str:
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+
+        def hear(message: Message) -> None:
+            if message.body == "bad":
+                raise RuntimeError("no")
+            heard.put_nowait(message)
+
+        async with listening(redis, on_message=hear), asyncio.timeout(DEADLINE):
+            with Redis(unix_socket_path=str(valkey.socket)) as publisher:
+                publisher.publish(f"{redis}a", "bad")
+                publisher.publish(f"{redis}a", "good")
+            body: str = (await heard.get()).body
+            return body
+
+    assert asyncio.run(run()) == "good"
+    assert any("could not be handed on" in line for line in log_of())
+
+
+def test_a_redis_that_says_nothing_is_pinged_and_stays(
+    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    monkeypatch.setattr(listener_module, "IDLE_INTERVAL", 0.05)
+
+    async def run() -> str:
+        async with listening(redis) as heard, asyncio.timeout(DEADLINE):
+            with Redis(unix_socket_path=str(valkey.socket)) as publisher:
+                pings = "cmdstat_ping"
+                before = publisher.info("commandstats").get(pings, {"calls": 0})["calls"]
+                await within(lambda: publisher.info("commandstats").get(pings, {"calls": 0})["calls"] > before + 3)
+                publisher.publish(f"{redis}a", "still here")
+            body: str = (await heard.get()).body
+            return body
+
+    assert asyncio.run(run()) == "still here"
+    assert not log_of()
+
+
+@pytest.fixture
+def own_valkey(redis: str, settings: Any, short_directory: Path) -> Iterator[EmbeddedValkey]:
+    valkey = EmbeddedValkey(short_directory)
+    valkey.acquire()
+    settings.MEASE_REDIS_URL = f"unix://{valkey.socket}"
+    yield valkey
+    valkey.release()
+
+
+def test_a_redis_that_is_stopped_like_a_cut_network_is_given_up_and_found_again(
+    redis: str, own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    """SIGSTOP closes no connection: only silence tells."""
+    monkeypatch.setattr(listener_module, "IDLE_INTERVAL", 0.1)
+    monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.2)
+    pid = int((own_valkey.home / "valkey.pid").read_text())
+
+    async def run() -> str:
+        async with listening(redis) as heard:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await within(lambda: any(line.startswith("Redis is gone") for line in log_of()))
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await within(lambda: any(line.startswith("Redis is back") for line in log_of()))
+            with Redis(unix_socket_path=str(own_valkey.socket)) as publisher:
+                publisher.publish(f"{redis}a", "after")
+            async with asyncio.timeout(DEADLINE):
+                body: str = (await heard.get()).body
+                return body
+
+    assert asyncio.run(run()) == "after"
+
+
+def test_a_connection_that_redis_kills_is_made_anew(redis: str, own_valkey: EmbeddedValkey, log_of: Log) -> None:
+    async def run() -> str:
+        async with listening(redis) as heard:
+            with Redis(unix_socket_path=str(own_valkey.socket)) as publisher:
+                publisher.client_kill_filter(_type="pubsub")
+                await within(lambda: any(line.startswith("Redis is back") for line in log_of()))
+                publisher.publish(f"{redis}a", "after")
+            async with asyncio.timeout(DEADLINE):
+                body: str = (await heard.get()).body
+                return body
+
+    assert asyncio.run(run()) == "after"
+
+
+def test_an_embedded_valkey_that_died_is_revived(redis: str, own_valkey: EmbeddedValkey, log_of: Log) -> None:
+    async def revive() -> None:
+        await asyncio.to_thread(own_valkey.ensure_running)
+
+    async def run() -> None:
+        async with listening(redis, revive=revive):
+            os.kill(int((own_valkey.home / "valkey.pid").read_text()), signal.SIGKILL)
+            await within(lambda: any(line.startswith("Redis is back") for line in log_of()))
+
+    asyncio.run(run())
+
+
+def test_a_server_that_answers_nothing_at_the_start_is_a_timeout(
+    redis: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.MEASE_REDIS_URL = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+
+        async def run() -> None:
+            async with listening(redis):
+                pass
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(run())
+
+
+def test_a_wrong_password_is_said_at_the_start(redis: str, settings: Any, valkey: EmbeddedValkey) -> None:
+    settings.MEASE_REDIS_URL = f"unix://:wrong@{valkey.socket}"
+
+    async def run() -> None:
+        async with listening(redis):
+            pass
+
+    with pytest.raises(RedisError, match="AUTH"):
+        asyncio.run(run())
+
+
+def test_complaints_are_logged_once_a_second_and_counted(log_of: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(listener_module.time, "monotonic", lambda: now[0])
+    complaints = Complaints()
+    for index in range(5):
+        complaints.say("bad %s", index)
+    now[0] += 1.5
+    complaints.say("bad %s", "again")
+    assert log_of() == ["bad 0", "bad again (4 more like this)"]
