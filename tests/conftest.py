@@ -34,6 +34,17 @@ def redis(settings: Any, valkey: EmbeddedValkey) -> str:
     return f"{settings.MEASE_KEY_PREFIX}:"
 
 
+@pytest.fixture
+def own_valkey(redis: str, settings: Any, short_directory: Path) -> Iterator[EmbeddedValkey]:
+    """A Valkey that this test may kill."""
+    valkey = EmbeddedValkey(short_directory)
+    valkey.acquire()
+    settings.MEASE_REDIS_URL = f"unix://{valkey.socket}"
+    yield valkey
+    valkey.ensure_running()
+    valkey.release()
+
+
 @pytest.fixture(autouse=True)
 def own_declarations() -> Iterator[None]:
     """What a test decorates is gone after it, and what it counts begins at nothing."""

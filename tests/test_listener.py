@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,15 +110,6 @@ def test_a_redis_that_says_nothing_is_pinged_and_stays(
 
     assert asyncio.run(run()) == "still here"
     assert not log_of()
-
-
-@pytest.fixture
-def own_valkey(redis: str, settings: Any, short_directory: Path) -> Iterator[EmbeddedValkey]:
-    valkey = EmbeddedValkey(short_directory)
-    valkey.acquire()
-    settings.MEASE_REDIS_URL = f"unix://{valkey.socket}"
-    yield valkey
-    valkey.release()
 
 
 def test_a_redis_that_is_stopped_like_a_cut_network_is_given_up_and_found_again(

@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,17 +208,6 @@ def test_a_thousand_slow_messages_of_one_routing_do_not_hold_up_another(start_se
     djmease.publish("fast", "fast")
     assert client.recv(5) == "fast"
     assert time.monotonic() - started < 0.9, "the hundred slow ones take a second"
-
-
-@pytest.fixture
-def own_valkey(redis: str, settings: Any, short_directory: Path) -> Iterator[EmbeddedValkey]:
-    """A Valkey that this test may kill."""
-    valkey = EmbeddedValkey(short_directory)
-    valkey.acquire()
-    settings.MEASE_REDIS_URL = f"unix://{valkey.socket}"
-    yield valkey
-    valkey.ensure_running()
-    valkey.release()
 
 
 def test_redis_is_killed_and_comes_back_and_messages_arrive_without_a_restart(

@@ -13,6 +13,7 @@ import codecs
 import errno
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from tornado.iostream import IOStream
@@ -273,7 +274,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         stream.socket = None  # type: ignore[assignment]
         stream._closed = True
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError):  # Some systems refuse it for a connection that is gone, which shows soon enough.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self.closing = False
@@ -405,16 +407,20 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self._close_received = True
         if not self.closing:
             self._send_close(code, None)
-        self._end(code, reason)
-        if not self.waiting and not self.backlog:
-            self._after_close_frame()
+        self._finish(code, reason)
 
     def _fail(self, code: int, reason: str) -> None:
         # What still comes is read and dropped, until the client has read why or the time is over.
         self.resume_reading()
         if not self.closing:
             self._send_close(code, reason)
+        self._finish(code, reason)
+
+    def _finish(self, code: int | None, reason: str) -> None:
+        """End, and go on to the socket at once where the close frame has left already."""
         self._end(code, reason)
+        if not self.waiting and not self.backlog:
+            self._after_close_frame()
 
     def _send_close(self, code: int | None, reason: str | None) -> None:
         self._outbox.enqueue(self, build_close(code, reason))
