@@ -6,6 +6,7 @@ The same faults are reported by ``manage.py check`` and refused by the server, s
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from djmease.registry import (
     Kind,
     Registry,
     Route,
+    Rule,
     bind,
     declarations,
     is_async_callable,
     is_pattern,
     matches,
+    options_of,
     path_of,
     unique,
 )
@@ -137,6 +140,7 @@ def _without(declaration: Declaration, switched_off: frozenset[str]) -> Declarat
         target=declaration.target,
         patterns=patterns,
         source=declaration.source,
+        options=declaration.options,
         late=declaration.late,
     )
 
@@ -162,15 +166,16 @@ def _declared_routes(faults: list[Fault]) -> Iterator[Declaration]:
         elif value is None:
             _check_pattern(pattern, place, faults)
         else:
-            paths = _paths_of_route(place, value, faults)
-            for path in paths:
-                yield Declaration(kind="sender", target=path, patterns=(pattern,), source=place)
+            options = _options_of_entry(place, value, "SENDERS", faults)
+            for path in _paths_of_route(place, value, faults):
+                yield Declaration(kind="sender", target=path, patterns=(pattern,), source=place, options=options)
 
 
 def _paths_of_route(place: str, value: Any, faults: list[Fault]) -> list[str]:
     if isinstance(value, dict):
-        _check_options(place, value, "SENDERS", faults)
-        place, value = f"{place}['SENDERS']", value.get("SENDERS", [])
+        place, value = f"{place}['SENDERS']", value.get("SENDERS", ())
+        if value == ():
+            return []
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)):
@@ -195,11 +200,10 @@ def _declared_list(setting: str, kind: Kind, key: str, faults: list[Fault]) -> I
         return
     for index, entry in enumerate(value):
         place = f"{setting}[{index}]"
-        if isinstance(entry, dict):
-            _check_options(place, entry, key, faults)
-            place, entry = f"{place}[{key!r}]", entry.get(key)
-        for path in _strings(place, [entry], faults):
-            yield Declaration(kind=kind, target=path, source=f"{setting}[{index}]")
+        options = _options_of_entry(place, entry, key, faults)
+        paths = [entry.get(key, ())] if isinstance(entry, dict) else [entry]
+        for path in _strings(place, [path for path in paths if path != ()], faults):
+            yield Declaration(kind=kind, target=path, source=place, options=options)
 
 
 def _strings(place: str, values: Iterable[Any], faults: list[Fault]) -> Iterator[str]:
@@ -210,20 +214,22 @@ def _strings(place: str, values: Iterable[Any], faults: list[Fault]) -> Iterator
             faults.append(_wrong_type(place, value, "a dotted path as a string"))
 
 
-def _check_options(place: str, options: dict[Any, Any], key: str, faults: list[Fault]) -> None:
-    if key not in options:
+def _options_of_entry(place: str, entry: Any, key: str, faults: list[Fault]) -> dict[str, Any]:
+    """Return what a dict says beside the callback, by the lower-case names that decorators use."""
+    if not isinstance(entry, dict):
+        return {}
+    if key not in entry:
         faults.append(
             Fault(id="djmease.E003", message=f"{place} has no {key!r}.", hint=f"Add {key!r} with a dotted path.")
         )
-    for name in options:
-        if name != key:
-            faults.append(
-                Fault(
-                    id="djmease.E003",
-                    message=f"{place} has an unknown option {name!r}.",
-                    hint=f"The options are: {key}.",
-                )
-            )
+    options = {}
+    for name, value in entry.items():
+        if not isinstance(name, str) or name != name.upper():
+            hint = f"Options are upper-case keys{f': say {name.upper()!r}' if isinstance(name, str) else ''}."
+            faults.append(Fault(id="djmease.E003", message=f"{place} has an unknown option {name!r}.", hint=hint))
+        elif name != key:
+            options[name.lower()] = value
+    return options
 
 
 def _wrong_type(place: str, value: Any, expected: str) -> Fault:
@@ -261,8 +267,15 @@ _IMPORT_HINT = "A dotted path is 'package.module.name' of something importable f
 
 
 def _bound(declaration: Declaration, function: Callable[..., Any], path: str, faults: list[Fault]) -> Callback | None:
+    given = {**getattr(function, "default_options", {}), **declaration.options}
+    hearing = _hearing(declaration, given, faults) if declaration.kind == "receiver" else {}
+    own = {name: value for name, value in given.items() if declaration.kind != "receiver" or name not in HEARING}
     try:
-        binding = bind(function, declaration.kind)
+        known = options_of(function, declaration.kind)
+        if not _are_known(declaration, path, own, known, faults):
+            return None
+        configured = functools.partial(function, **own) if own else function
+        binding = bind(configured, declaration.kind)
     except (TypeError, ValueError) as error:
         faults.append(
             Fault(
@@ -272,14 +285,110 @@ def _bound(declaration: Declaration, function: Callable[..., Any], path: str, fa
             )
         )
         return None
+    for reason in getattr(function, "check_options", _no_reasons)(**own):
+        faults.append(Fault(id="djmease.E010", message=f"{declaration.source}: {path}: {reason}", hint=_OPTION_HINT))
     return Callback(
         kind=declaration.kind,
-        function=function,
+        function=configured,
         path=path,
         source=declaration.source,
-        is_async=is_async_callable(function),
+        is_async=is_async_callable(configured),
         binding=binding,
+        **hearing,
     )
+
+
+_OPTION_HINT = "The README describes the options of the stock callbacks."
+
+
+def _no_reasons(**options: Any) -> Iterable[str]:
+    return ()
+
+
+def _are_known(
+    declaration: Declaration, path: str, own: dict[str, Any], known: tuple[str, ...], faults: list[Fault]
+) -> bool:
+    """Tell whether a callback takes all of the options that it was declared with, and report those that it does not."""
+    unknown = [name for name in own if name not in known]
+    spell = str.upper if isinstance(declaration.target, str) else str.lower
+    general = HEARING if declaration.kind == "receiver" else ()
+    for name in unknown:
+        closest = difflib.get_close_matches(name, [*known, *general], n=1)
+        meant = f"Did you mean {spell(closest[0])!r}?" if closest else ""
+        takes = ", ".join(spell(option) for option in [*known, *general]) or "none"
+        faults.append(
+            Fault(
+                id="djmease.E003",
+                message=f"{declaration.source}: {path} has no option {spell(name)!r}.",
+                hint=meant or f"Its options are: {takes}.",
+            )
+        )
+    return not unknown
+
+
+HEARING = ("json", "type", "login_required", "permission_required", "user_passes_test")
+"""What every receiver may be declared with: what it hears, and of whom."""
+
+
+def _hearing(declaration: Declaration, options: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """Return the fields of a ``Callback`` that say what a receiver hears, and of whom."""
+
+    def wrong(name: str, expected: str) -> None:
+        place = f"{declaration.source}: the option {name!r}"
+        faults.append(_wrong_type(place, options[name], expected))
+
+    def flag(name: str) -> bool:
+        value = options.get(name, False)
+        if not isinstance(value, bool):
+            wrong(name, "True or False")
+        return value is True
+
+    def texts(name: str, is_good: Callable[[str], bool], expected: str) -> tuple[str, ...]:
+        value = options.get(name)
+        listed = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(listed, (list, tuple, set, frozenset)) or not all(
+            isinstance(text, str) and is_good(text) for text in listed
+        ):
+            wrong(name, expected)
+            return ()
+        return tuple(listed)
+
+    types = texts("type", bool, "a type or pattern as a string, for example 'chat.say', or a list of them")
+    permissions = texts(
+        "permission_required", _is_permission, "a permission, for example 'chat.add_message', or a list of them"
+    )
+    login_required, wants_json = flag("login_required"), flag("json")
+    test = _test_of(declaration, options.get("user_passes_test"), faults)
+    has_rule = login_required or permissions or test is not None
+    return {
+        "wants_json": wants_json or bool(types),
+        "types": types,
+        "rule": Rule(login_required=login_required, permissions=permissions, test=test) if has_rule else None,
+    }
+
+
+def _is_permission(text: str) -> bool:
+    app, dot, name = text.partition(".")
+    return bool(app and dot and name)
+
+
+def _test_of(declaration: Declaration, test: Any, faults: list[Fault]) -> Callable[[Any], Any] | None:
+    if isinstance(test, str):
+        try:
+            test = import_path(test)
+        except ImportError as error:
+            faults.append(Fault(id="djmease.E002", message=f"{declaration.source}: {error}", hint=_IMPORT_HINT))
+            return None
+    if test is not None and not callable(test):
+        faults.append(
+            _wrong_type(
+                f"{declaration.source}: the option 'user_passes_test'",
+                test,
+                "a function that takes a user, or its dotted path",
+            )
+        )
+        return None
+    return test  # type: ignore[no-any-return]
 
 
 def import_path(path: str) -> Any:

@@ -12,8 +12,10 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from django.core.serializers.json import DjangoJSONEncoder
 
@@ -40,6 +42,10 @@ class Message:
     """Seconds since the epoch, by the clock of the publisher."""
     size: int
     """Bytes of the encoded body."""
+    groups: tuple[str, ...] | None = None
+    """The groups it is for; ``None`` is everybody."""
+    users: tuple[str, ...] | None = None
+    """The primary keys, as text, of the users it is for; ``None`` is everybody."""
 
 
 def is_valid_name(name: object) -> bool:
@@ -53,6 +59,23 @@ def check_routing(routing: object) -> None:
         raise ValueError(f"routing {routing!r} is not a valid name: a routing has {NAME_RULE}")
     if str(routing).startswith(RESERVED_PREFIX):
         raise ValueError(f"routing {routing!r} begins with {RESERVED_PREFIX!r}, which is reserved for djmease itself")
+
+
+def check_group(name: object) -> str:
+    """Return ``name``, or raise ``ValueError`` that names the rule unless it can be a group."""
+    if not is_valid_name(name):
+        raise ValueError(f"group {name!r} is not a valid name: a group has {NAME_RULE}")
+    if str(name).startswith(RESERVED_PREFIX):
+        raise ValueError(f"group {name!r} begins with {RESERVED_PREFIX!r}, which is reserved for djmease itself")
+    return str(name)
+
+
+def primary_key(user: Any) -> str:
+    """Return the primary key, as text, of a user or of itself, or raise ``ValueError`` where there is none yet."""
+    key = user.pk if hasattr(user, "pk") else user
+    if key is None or key == "":
+        raise ValueError(f"user {user!r} is nobody, or not saved: it should have a primary key")
+    return str(key)
 
 
 def to_json(value: Any) -> str:
@@ -78,9 +101,23 @@ def encode_body(message: Any) -> tuple[bytes, bytes]:
     return b"j", to_json(message).encode()
 
 
-def encode(*, kind: bytes, body: bytes, message_id: str, published_at: float) -> bytes:
+def encode(
+    *,
+    kind: bytes,
+    body: bytes,
+    message_id: str,
+    published_at: float,
+    groups: Iterable[str] | None = None,
+    users: Iterable[str] | None = None,
+) -> bytes:
     """Return the payload for Redis."""
-    return b"\x00mease1 %b %b %.6f\n%b" % (kind, message_id.encode(), published_at, body)
+    fields = b""
+    if groups is not None:
+        fields += b" group=%b" % ",".join(groups).encode()
+    if users is not None:
+        # A primary key may be any text.
+        fields += b" user=%b" % ",".join(quote(user, safe="") for user in users).encode()
+    return b"\x00mease1 %b %b %.6f%b\n%b" % (kind, message_id.encode(), published_at, fields, body)
 
 
 def decode(routing: str, payload: bytes) -> Message:
@@ -104,7 +141,19 @@ def decode(routing: str, payload: bytes) -> Message:
         id=message_id.decode(),
         published_at=float(published_at),
         size=len(body),
+        **(_decode_targets(fields[3:]) if len(fields) > 3 else {}),
     )
+
+
+def _decode_targets(fields: list[bytes]) -> dict[str, tuple[str, ...]]:
+    targets: dict[str, tuple[str, ...]] = {}
+    for field in fields:
+        key, _, value = field.decode().partition("=")
+        if key == "group":
+            targets["groups"] = tuple(value.split(","))
+        elif key == "user":
+            targets["users"] = tuple(unquote(user) for user in value.split(","))
+    return targets
 
 
 def _decode_body(kind: bytes, body: bytes) -> Any:

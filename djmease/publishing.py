@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
@@ -16,6 +17,7 @@ from redis.connection import Connection
 from redis.exceptions import AuthenticationError, RedisError
 
 from djmease import connections, embedded, loader, messages
+from djmease.messages import Message
 
 logger = logging.getLogger("djmease.publishing")
 
@@ -23,6 +25,10 @@ CONNECT_DEADLINE = 1.0
 """Seconds in all for which a publish tries to connect."""
 CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
+
+Outlet = Callable[[Message], None]
+outlets: list[Outlet] = []
+"""Where messages go instead of to Redis, and at once; djmease.test puts something here."""
 
 counts: Counter[str] = Counter()
 """What happened in this process: ``published``, ``unheard`` and ``lost_after_commit``."""
@@ -61,6 +67,8 @@ def publish(
     routing: str,
     message: Any,
     *,
+    group: str | Iterable[str] | None = None,
+    user: Any = None,
     on_commit: bool = True,
     using: str | None = None,
     fail_silently: bool = False,
@@ -71,18 +79,39 @@ def publish(
     that errors show here. Inside a transaction on the database ``using`` it is sent after the commit, and dropped by
     a rollback; ``on_commit=False`` sends it at once.
 
-    Raises ``UnknownRouting`` where no sender is registered for the routing, ``ValueError`` for a name that is not one
-    and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or ``ValueError`` for what JSON cannot hold,
-    ``PublishError`` where Redis does not answer (``fail_silently`` logs it instead), and ``SynchronousOnlyOperation``
-    on an event loop, where ``await apublish(...)`` is meant.
+    ``group`` is a group or several, ``user`` a user, a primary key, or several: then the senders get just those
+    clients, each once; with both, the clients of those users that are in those groups.
+
+    Raises ``UnknownRouting`` where no sender is registered for the routing, ``ValueError`` for a name that is not one,
+    for a user that is not saved, and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or ``ValueError`` for
+    what JSON cannot hold, ``PublishError`` where Redis does not answer (``fail_silently`` logs it instead), and
+    ``SynchronousOnlyOperation`` on an event loop, where ``await apublish(...)`` is meant.
     """
     _refuse_event_loop()
-    return _publish(routing, message, using=using, on_commit=on_commit, fail_silently=fail_silently)
+    return _publish(
+        routing, message, group=group, user=user, using=using, on_commit=on_commit, fail_silently=fail_silently
+    )
 
 
-async def apublish(routing: str, message: Any, *, fail_silently: bool = False) -> str:
+async def apublish(
+    routing: str,
+    message: Any,
+    *,
+    group: str | Iterable[str] | None = None,
+    user: Any = None,
+    fail_silently: bool = False,
+) -> str:
     """Do what ``publish`` does, on an event loop, at once: asynchronous code is never in a transaction."""
-    return await asyncio.to_thread(_publish, routing, message, using=None, on_commit=False, fail_silently=fail_silently)
+    return await asyncio.to_thread(
+        _publish,
+        routing,
+        message,
+        group=group,
+        user=user,
+        using=None,
+        on_commit=False,
+        fail_silently=fail_silently,
+    )
 
 
 def _refuse_event_loop() -> None:
@@ -95,11 +124,30 @@ def _refuse_event_loop() -> None:
     )
 
 
-def _publish(routing: str, message: Any, *, using: str | None, on_commit: bool, fail_silently: bool) -> str:
+def _publish(
+    routing: str,
+    message: Any,
+    *,
+    group: str | Iterable[str] | None,
+    user: Any,
+    using: str | None,
+    on_commit: bool,
+    fail_silently: bool,
+) -> str:
     _check_routing(routing)
     kind, body = _encode_body(routing, message)
     message_id = messages.new_id()
-    payload = messages.encode(kind=kind, body=body, message_id=message_id, published_at=time.time())
+    payload = messages.encode(
+        kind=kind,
+        body=body,
+        message_id=message_id,
+        published_at=time.time(),
+        groups=None if group is None else _groups(group),
+        users=None if user is None else _users(user),
+    )
+    if outlets:
+        _hand_over(messages.decode(routing, payload))
+        return message_id
     if on_commit and transaction.get_connection(using).in_atomic_block:
         transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
         return message_id
@@ -110,6 +158,21 @@ def _publish(routing: str, message: Any, *, using: str | None, on_commit: bool, 
             raise
         logger.error("%s", error)
     return message_id
+
+
+def _hand_over(message: Message) -> None:
+    for outlet in tuple(outlets):
+        outlet(message)
+
+
+def _groups(group: str | Iterable[str]) -> list[str]:
+    return [messages.check_group(name) for name in ([group] if isinstance(group, str) else group)]
+
+
+def _users(user: Any) -> list[str]:
+    """Return the primary keys, as text, of a user, a primary key, or several of either."""
+    is_several = isinstance(user, Iterable) and not isinstance(user, (str, bytes)) and not hasattr(user, "pk")
+    return [messages.primary_key(each) for each in (user if is_several else [user])]
 
 
 def _check_routing(routing: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction
@@ -40,6 +42,8 @@ class Declaration:
     """Of a sender: the routings and patterns it writes."""
     source: str
     """Where it was declared: a setting with its key, or a module and line."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else was said, by lower-case names."""
     late: bool = False
     """Whether Django had already started, so that another process may never see it."""
 
@@ -54,6 +58,25 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Whom a receiver hears, with the meanings of Django's decorators of these names."""
+
+    login_required: bool = False
+    permissions: tuple[str, ...] = ()
+    test: Callable[[Any], Any] | None = None
+
+    def refusal(self, user: Any) -> str | None:
+        """Return which of them a user (``None`` where the site has none) does not meet, or ``None``; it may query."""
+        if self.login_required and not (user is not None and user.is_authenticated):
+            return "login_required"
+        if self.permissions and not (user is not None and user.has_perms(self.permissions)):
+            return "permission_required"
+        if self.test is not None and not self.test(user):
+            return "user_passes_test"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Callback:
     """A user's function that the server can call."""
 
@@ -63,6 +86,11 @@ class Callback:
     source: str
     is_async: bool
     binding: Binding
+    wants_json: bool = False
+    """Of a receiver: it gets parsed JSON, and is passed over for what is not JSON."""
+    types: tuple[str, ...] = ()
+    """Of a receiver: it gets JSON objects whose ``"type"`` matches one of these patterns, and nothing else."""
+    rule: Rule | None = None
 
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
         """Call the function with those of ``arguments`` (by our names) that it wants, and return what it returns."""
@@ -98,10 +126,60 @@ class Registry:
         self.closers = tuple(closers)
         # Bounded, because names come from outside and are endless.
         self.senders_for = functools.lru_cache(maxsize=1024)(self._senders_for)
+        # What is refused is answered in JSON where it was JSON.
+        self._parses = any(receiver.wants_json or receiver.rule for receiver in self.receivers)
 
     def _senders_for(self, routing: str) -> tuple[Callback, ...]:
         """Return every sender that matches, in order, each once."""
         return unique(sender for route in self.routes if matches(route.pattern, routing) for sender in route.senders)
+
+    def receivers_for(self, message: str | bytes) -> Received:
+        """Return who hears what a client sent, each with the message in the form that it wants."""
+        if not self._parses:
+            return Received(calls=tuple((receiver, message) for receiver in self.receivers))
+        value, is_json = _parse(message)
+        kind = value.get("type") if isinstance(value, dict) else None
+        calls = []
+        for receiver in self.receivers:
+            if not receiver.wants_json:
+                calls.append((receiver, message))
+            elif is_json and _hears(receiver, kind):
+                calls.append((receiver, value))
+        return Received(calls=tuple(calls), kind=kind if isinstance(kind, str) else None, is_json=is_json)
+
+    def closest_type(self, kind: str) -> str | None:
+        """Return the type or pattern of a receiver that looks most like ``kind``."""
+        known = sorted({pattern for receiver in self.receivers for pattern in receiver.types})
+        return next(iter(difflib.get_close_matches(kind, known, n=1)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What a client sent, and who hears it."""
+
+    calls: tuple[tuple[Callback, Any], ...]
+    kind: str | None = None
+    """The ``"type"`` of a JSON object."""
+    is_json: bool = False
+
+    @property
+    def is_typed_and_unheard(self) -> bool:
+        """Whether it has a type, and no receiver wants that or any JSON."""
+        return self.kind is not None and not any(receiver.wants_json for receiver, _ in self.calls)
+
+
+def _parse(message: str | bytes) -> tuple[Any, bool]:
+    """Return the JSON value of a text message and whether it is one; a binary frame is never JSON."""
+    if isinstance(message, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(message), True
+    return None, False
+
+
+def _hears(receiver: Callback, kind: Any) -> bool:
+    if not receiver.types:
+        return True
+    return isinstance(kind, str) and any(matches(pattern, kind) for pattern in receiver.types)
 
 
 def unique(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
@@ -143,7 +221,7 @@ def bind(function: Callable[..., Any], kind: Kind) -> Binding:
         return _bind_by_position(parameters, names)
     for parameter in parameters:
         if parameter not in known and _is_required(parameter):
-            raise TypeError(_unknown_parameter(parameter.name, kind))
+            raise TypeError(_unknown_parameter(parameter, kind))
     positional = tuple(_spelling(p.name) for p in known if p.kind is p.POSITIONAL_ONLY)
     keywords = [(p.name, _spelling(p.name)) for p in known if p.kind is not p.POSITIONAL_ONLY]
     if takes_all:
@@ -194,10 +272,22 @@ def _argument(name: str, kind: Kind) -> bool:
     return name in ARGUMENTS[kind] or (_spelling(name) in ARGUMENTS[kind])
 
 
-def _unknown_parameter(name: str, kind: Kind) -> str:
+def _unknown_parameter(parameter: inspect.Parameter, kind: Kind) -> str:
+    name = parameter.name
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        return f"it requires the option {name!r} ({name.upper()} in settings)"
     closest = difflib.get_close_matches(name, [*ARGUMENTS[kind], *_SPELLINGS], n=1, cutoff=0.5)
     meant = f"; did you mean {closest[0]!r}?" if closest else ""
     return f"a {kind} is given {', '.join(ARGUMENTS[kind])}, and nothing for its parameter {name!r}{meant}"
+
+
+def options_of(function: Callable[..., Any], kind: Kind) -> tuple[str, ...]:
+    """Return the names of a callback's own options: its keyword-only parameters that are none of our arguments."""
+    return tuple(
+        parameter.name
+        for parameter in _parameters(function)
+        if parameter.kind is parameter.KEYWORD_ONLY and not _argument(parameter.name, kind)
+    )
 
 
 def is_async_callable(function: Callable[..., Any]) -> bool:
@@ -220,11 +310,18 @@ declarations: list[Declaration] = []
 """What decorators have declared in this process, in order."""
 
 
-def _declare(kind: Kind, function: Any, patterns: tuple[str, ...]) -> None:
+def _declare(kind: Kind, function: Any, patterns: tuple[str, ...], options: Mapping[str, Any]) -> None:
     if not callable(function):
         raise TypeError(f"djmease.{kind} decorates a function, not {function!r}{_hint_for(kind, function)}")
     declarations.append(
-        Declaration(kind=kind, target=function, patterns=patterns, source=_source_of(function), late=apps.ready)
+        Declaration(
+            kind=kind,
+            target=function,
+            patterns=patterns,
+            source=_source_of(function),
+            options=options,
+            late=apps.ready,
+        )
     )
 
 
@@ -240,21 +337,23 @@ def _hint_for(kind: Kind, value: object) -> str:
     return f"; a routing is said as @djmease.sender(routing={value!r})" if kind == "sender" else ""
 
 
-def _decorator(kind: Kind, function: Any, patterns: tuple[str, ...] = ()) -> Any:
+def _decorator(
+    kind: Kind,
+    function: Any,
+    rest: tuple[Any, ...],
+    options: Mapping[str, Any],
+    patterns: tuple[str, ...] = (),
+) -> Any:
+    """Declare ``function``, or return what will; its options are judged with those of the settings, by the checks."""
+    _refuse_meant_signal(kind, function)
+    if rest:
+        raise TypeError(f"djmease.{kind} takes one function, and got {1 + len(rest)} arguments")
+
     def declare(decorated: Function) -> Function:
-        _declare(kind, decorated, patterns)
+        _declare(kind, decorated, patterns, options)
         return decorated
 
     return declare if function is None else declare(function)
-
-
-def _refuse_options(kind: Kind, rest: tuple[Any, ...], options: dict[str, Any], allowed: tuple[str, ...] = ()) -> None:
-    for name in options:
-        closest = difflib.get_close_matches(name, allowed, n=1)
-        meant = f"; did you mean {closest[0]!r}?" if closest else ""
-        raise TypeError(f"djmease.{kind} has no option {name!r}{meant}")
-    if rest:
-        raise TypeError(f"djmease.{kind} takes one function, and got {1 + len(rest)} arguments")
 
 
 def _patterns(routing: Any) -> tuple[str, ...]:
@@ -268,51 +367,57 @@ def _patterns(routing: Any) -> tuple[str, ...]:
 @overload
 def sender(function: Function, /) -> Function: ...
 @overload
-def sender(*, routing: str | Iterable[str] | None = None) -> Callable[[Function], Function]: ...
+def sender(*, routing: str | Iterable[str] | None = None, **options: Any) -> Callable[[Function], Function]: ...
 def sender(function: Any = None, /, *rest: Any, routing: Any = None, **options: Any) -> Any:
     """Register a function that writes published messages to clients.
 
     ``routing`` is a routing, a pattern with ``*`` and ``?``, or several; without it the sender gets every routing. The
-    function may take any of ``routing`` (or ``channel``), ``message`` and ``clients_list``, and is returned unchanged::
+    function may take any of ``routing`` (or ``channel``), ``message`` and ``clients_list``, and is returned unchanged.
+    Other options are given to its keyword-only parameters of those names::
 
         @djmease.sender(routing="news")
         def show(message, clients_list):
             for client in clients_list:
                 client.write_message(message)
     """
-    _refuse_meant_signal("sender", function)
-    _refuse_options("sender", rest, options, ("routing",))
-    return _decorator("sender", function, _patterns(routing))
+    return _decorator("sender", function, rest, options, _patterns(routing))
 
 
 @overload
 def receiver(function: Function, /) -> Function: ...
 @overload
-def receiver() -> Callable[[Function], Function]: ...
+def receiver(
+    *,
+    json: bool = False,
+    type: str | Iterable[str] | None = None,
+    login_required: bool = False,
+    permission_required: str | Iterable[str] | None = None,
+    user_passes_test: str | Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> Callable[[Function], Function]: ...
 def receiver(function: Any = None, /, *rest: Any, **options: Any) -> Any:
-    """Register a function that hears what clients send; it may take ``client``, ``message`` and ``clients_list``."""
-    _refuse_meant_signal("receiver", function)
-    _refuse_options("receiver", rest, options)
-    return _decorator("receiver", function)
+    """Register a function that hears what clients send; it may take ``client``, ``message`` and ``clients_list``.
+
+    With ``json=True`` it gets parsed JSON, and is passed over for what is not JSON; with ``type`` (a text, a pattern,
+    or several) it gets JSON objects whose ``"type"`` matches. ``login_required``, ``permission_required`` and
+    ``user_passes_test`` have the meanings of Django's decorators of these names.
+    """
+    return _decorator("receiver", function, rest, options)
 
 
 @overload
 def opener(function: Function, /) -> Function: ...
 @overload
-def opener() -> Callable[[Function], Function]: ...
+def opener(**options: Any) -> Callable[[Function], Function]: ...
 def opener(function: Any = None, /, *rest: Any, **options: Any) -> Any:
     """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``."""
-    _refuse_meant_signal("opener", function)
-    _refuse_options("opener", rest, options)
-    return _decorator("opener", function)
+    return _decorator("opener", function, rest, options)
 
 
 @overload
 def closer(function: Function, /) -> Function: ...
 @overload
-def closer() -> Callable[[Function], Function]: ...
+def closer(**options: Any) -> Callable[[Function], Function]: ...
 def closer(function: Any = None, /, *rest: Any, **options: Any) -> Any:
     """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``."""
-    _refuse_meant_signal("closer", function)
-    _refuse_options("closer", rest, options)
-    return _decorator("closer", function)
+    return _decorator("closer", function, rest, options)

@@ -22,6 +22,24 @@ class Client(Protocol):
         """A dictionary for the life of the connection, for callbacks to keep things in."""
 
     @property
+    def user(self) -> Any:
+        """Whom Django's session says this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
+
+    @property
+    def session(self) -> Any:
+        """Django's session of the handshake's cookie, ``None`` where the site has no sessions."""
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups it is in."""
+
+    def join(self, group: str) -> None:
+        """Put it into a group."""
+
+    def leave(self, group: str) -> None:
+        """Take it out of a group."""
+
+    @property
     def request(self) -> Any:
         """Tornado's ``HTTPServerRequest`` of the handshake: headers, cookies, path, remote address."""
 
@@ -56,3 +74,9 @@ class ClientsList(Protocol):
 
     def send(self, message: Any, binary: bool = False) -> None:
         """Write to all of them with one encoding."""
+
+    def group(self, name: str) -> ClientsList:
+        """Return those of them that are in a group."""
+
+    def user(self, user: Any) -> ClientsList:
+        """Return those of them that are a user's: a user, or a primary key."""

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from tornado.httputil import HTTPServerRequest
 from tornado.websocket import WebSocketHandler
 
-from djmease.messages import new_id
+from djmease.messages import check_group, new_id
+from djmease.server.identity import NOBODY, Identity
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
 
@@ -24,6 +25,12 @@ class Events(Protocol):
     def received(self, client: Client, message: str | bytes) -> None: ...
 
     def closed(self, client: Client) -> None: ...
+
+    def join(self, client: Client, group: str) -> None: ...
+
+    def leave(self, client: Client, group: str) -> None: ...
+
+    async def identify(self, request: HTTPServerRequest) -> Identity: ...
 
 
 class _Finished:
@@ -60,11 +67,36 @@ class Client(WebSocketHandler):
         self._max_message_size = max_message_size
         self.id = new_id()
         self.storage: dict[str, Any] = {}
+        self.groups: frozenset[str] = frozenset()
+        self.identity = NOBODY
 
     def __repr__(self) -> str:
         return f"<Client {self.id} from {self.request.remote_ip}>"
 
     # What callbacks call
+
+    @property
+    def user(self) -> Any:
+        """Whom Django's session says this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
+        return self.identity.user
+
+    @property
+    def session(self) -> Any:
+        """Django's session of the handshake's cookie, ``None`` where the site has no sessions."""
+        return self.identity.session
+
+    @property
+    def user_key(self) -> str | None:
+        """The user's primary key as text, ``None`` for nobody."""
+        return self.identity.key
+
+    def join(self, group: str) -> None:
+        """Put this client into a group. Raises ``ValueError`` for a name that is not one."""
+        self._events.join(self, check_group(group))
+
+    def leave(self, group: str) -> None:
+        """Take this client out of a group; it is no error where it is in none."""
+        self._events.leave(self, check_group(group))
 
     def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:  # type: ignore[override]
         """Send ``str`` as text (binary if ``binary``), ``bytes`` as a binary frame, anything else as JSON text.
@@ -101,7 +133,7 @@ class Client(WebSocketHandler):
 
     # What Tornado and the protocol call
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             self.set_header("Upgrade", "websocket")
             self._answer(426, "This is a WebSocket server of django-mease: connect to it with ws:// or wss://.\n")
@@ -110,6 +142,12 @@ class Client(WebSocketHandler):
         if refusal is not None:
             logger.warning("refused %s from %s: %s", self.request.path, self.request.remote_ip, refusal)
             self._answer(403, refusal + "\n")
+            return
+        try:
+            self.identity = await self._events.identify(self.request)
+        except Exception:
+            logger.exception("the session of a handshake from %s could not be read", self.request.remote_ip)
+            self._answer(503, "The session could not be read: try again later.\n")
 
     def _answer(self, status: int, text: str) -> None:
         self.set_status(status)

@@ -1,22 +1,27 @@
-"""Who is connected to this process, and the snapshot of them that callbacks are handed."""
+"""Who is connected to this process, by group and by user, and the snapshot of them that callbacks are handed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from djmease.messages import check_group, primary_key
 from djmease.server.client import Client
 from djmease.server.outbox import Outbox
+
+Index = dict[str, dict[Client, None]]
+"""Clients by a name, in the order in which they got it."""
 
 
 class ClientsList(Sequence[Client]):
     """Clients at one moment, in the order in which they came; those that go are still in it, and written to in vain."""
 
-    __slots__ = ("_clients", "_members", "_outbox", "version")
+    __slots__ = ("_clients", "_members", "_source", "version")
 
-    def __init__(self, clients: tuple[Client, ...], outbox: Outbox, version: int = 0) -> None:
+    def __init__(self, clients: tuple[Client, ...], source: Clients, version: int = -1) -> None:
         self._clients = clients
-        self._outbox = outbox
+        self._source = source
         self._members: frozenset[Client] | None = None
         self.version = version
 
@@ -37,7 +42,7 @@ class ClientsList(Sequence[Client]):
     def __getitem__(self, index: slice) -> ClientsList: ...
     def __getitem__(self, index: int | slice) -> Client | ClientsList:
         if isinstance(index, slice):
-            return ClientsList(self._clients[index], self._outbox)
+            return ClientsList(self._clients[index], self._source)
         return self._clients[index]
 
     def __repr__(self) -> str:
@@ -45,36 +50,112 @@ class ClientsList(Sequence[Client]):
 
     def send(self, message: Any, binary: bool = False) -> None:
         """Write to all of them with one encoding: ``str`` as text, ``bytes`` as a binary frame, all else as JSON."""
-        frame = self._outbox.frame(message, binary)
+        outbox = self._source.outbox
+        frame = outbox.frame(message, binary)
         connections = [client.ws_connection for client in self._clients]
-        self._outbox.write_all([connection for connection in connections if connection is not None], frame)
+        outbox.write_all([connection for connection in connections if connection is not None], frame)
+
+    def group(self, name: str) -> ClientsList:
+        """Return those of them that are in a group now. Raises ``ValueError`` for a name that is not one."""
+        return self._narrowed(self._source.in_groups([check_group(name)]))
+
+    def user(self, user: Any) -> ClientsList:
+        """Return those of them that are a user's: a user, or a primary key.
+
+        Raises ``ValueError`` for a user that is not saved.
+        """
+        return self._narrowed(self._source.of_users([primary_key(user)]))
+
+    def _narrowed(self, chosen: dict[Client, None]) -> ClientsList:
+        if len(chosen) > len(self):
+            return ClientsList(tuple(client for client in self._clients if client in chosen), self._source)
+        return ClientsList(tuple(client for client in chosen if client in self), self._source)
 
 
 class Clients:
-    """The clients that are open: changed on the loop, read from any thread."""
+    """The clients that are open, indexed so that nobody has to walk over all of them. Any thread may use it."""
 
     def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+        self.outbox = outbox
+        self._lock = threading.Lock()
         self._by_id: dict[str, Client] = {}
+        self._groups: Index = {}
+        self._users: Index = {}
         self._version = 0
-        self._snapshot = ClientsList((), outbox)
+        self._snapshot = ClientsList((), self)
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def add(self, client: Client) -> None:
-        self._by_id[client.id] = client
-        self._version += 1
+        """Count a client among the others, with the user it has and the groups it has joined."""
+        with self._lock:
+            self._by_id[client.id] = client
+            self._version += 1
+            for group in client.groups:
+                self._groups.setdefault(group, {})[client] = None
+            if client.user_key is not None:
+                self._users.setdefault(client.user_key, {})[client] = None
 
     def discard(self, client: Client) -> None:
-        if self._by_id.pop(client.id, None) is not None:
+        with self._lock:
+            if self._by_id.pop(client.id, None) is None:
+                return
             self._version += 1
+            for group in client.groups:
+                _take_out(self._groups, group, client)
+            if client.user_key is not None:
+                _take_out(self._users, client.user_key, client)
+
+    def join(self, client: Client, group: str) -> None:
+        """Put a client into a group; it is found there for as long as it is open."""
+        with self._lock:
+            client.groups |= {group}
+            if client.id in self._by_id:
+                self._groups.setdefault(group, {})[client] = None
+
+    def leave(self, client: Client, group: str) -> None:
+        with self._lock:
+            client.groups -= {group}
+            _take_out(self._groups, group, client)
 
     def snapshot(self) -> ClientsList:
         """Return who is open now; the same object until somebody comes or goes."""
         snapshot = self._snapshot
-        # The number is raised behind each change and read before the copy: a copy is never taken for a newer one.
-        version = self._version
-        if snapshot.version != version:
-            snapshot = self._snapshot = ClientsList(tuple(self._by_id.values()), self._outbox, version)
+        if snapshot.version != self._version:
+            with self._lock:
+                snapshot = self._snapshot = ClientsList(tuple(self._by_id.values()), self, self._version)
         return snapshot
+
+    def select(self, groups: Iterable[str] | None, users: Iterable[str] | None) -> ClientsList:
+        """Return who is open now and in one of the groups and one of the users; ``None`` is everybody."""
+        if groups is None and users is None:
+            return self.snapshot()
+        if groups is None or users is None:
+            chosen = self.in_groups(groups) if groups is not None else self.of_users(users or ())
+            return ClientsList(tuple(chosen), self)
+        members = self.in_groups(groups)
+        return ClientsList(tuple(client for client in self.of_users(users) if client in members), self)
+
+    def in_groups(self, groups: Iterable[str]) -> dict[Client, None]:
+        """Return the members of the groups, each once."""
+        return self._chosen(self._groups, groups)
+
+    def of_users(self, users: Iterable[str]) -> dict[Client, None]:
+        """Return the clients of the users, each once."""
+        return self._chosen(self._users, users)
+
+    def _chosen(self, index: Index, names: Iterable[str]) -> dict[Client, None]:
+        chosen: dict[Client, None] = {}
+        with self._lock:
+            for name in names:
+                chosen.update(index.get(name, {}))
+        return chosen
+
+
+def _take_out(index: Index, name: str, client: Client) -> None:
+    members = index.get(name)
+    if members is not None:
+        members.pop(client, None)
+        if not members:
+            del index[name]

@@ -7,6 +7,7 @@ one routing, or everything of one client. Different lanes do not wait for each o
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -17,15 +18,18 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
+from tornado.httputil import HTTPServerRequest
 
 from djmease.messages import Message
-from djmease.registry import Callback, Registry
+from djmease.registry import Callback, Received, Registry, Rule
 from djmease.server.client import Client
-from djmease.server.clients import Clients
+from djmease.server.clients import Clients, ClientsList
+from djmease.server.complaints import Complaints
+from djmease.server.identity import Identity, identify, session_key_of
 
 logger = logging.getLogger("djmease.server")
 traffic_logger = logging.getLogger("djmease.traffic")
@@ -40,6 +44,12 @@ ASYNC_HYGIENE_INTERVAL = 1.0
 """Seconds between two looks at the database connections of asynchronous callbacks."""
 
 
+MAX_IDENTITY_AGE = 30.0
+"""Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
+Result = TypeVar("Result")
+Select = Callable[[], ClientsList]
+
+
 @dataclass(slots=True, kw_only=True)
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
@@ -48,6 +58,14 @@ class Call:
     arguments: Mapping[str, Any]
     subject: str
     """What log lines name: the routing with the message's id, or the client."""
+    select: Select
+    """Returns the ``clients_list``."""
+    refuse: Callable[[], bool] | None = None
+    """Asked before, in a thread: whether the call is refused after all."""
+
+    @property
+    def needs_thread(self) -> bool:
+        return self.refuse is not None or not self.callback.is_async
 
 
 Step = Callable[[], None]
@@ -130,7 +148,7 @@ class Lane:
             if not isinstance(head, Call):
                 self._entries.popleft()
                 head()
-            elif head.callback.is_async:
+            elif not head.needs_thread:
                 self._entries.popleft()
                 self._dispatch.spawn(head, self._advance)
                 return
@@ -142,13 +160,16 @@ class Lane:
         self._on_empty()
 
     def _hop(self) -> None:
-        """In a thread: run what is ``def`` at the head of the lane, for a while."""
+        """In a thread: run what needs one at the head of the lane, for a while."""
         deadline = time.monotonic() + HOP_TIME
         _tidy_connections()
         entries = self._entries
-        while entries and isinstance(head := entries[0], Call) and not head.callback.is_async:
+        while entries and isinstance(head := entries[0], Call) and head.needs_thread:
+            if Context().run(self._dispatch.admit, head):
+                if head.callback.is_async:
+                    break  # It may run now, and the loop is where.
+                Context().run(self._dispatch.run, head)
             entries.popleft()
-            Context().run(self._dispatch.run, head)
             if time.monotonic() >= deadline:
                 break
         _tidy_connections()
@@ -175,8 +196,14 @@ class Dispatch:
         self._tidy_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refusals = Complaints(logger)
+        self._strangers = Complaints(logger)
         self.errors = 0
         """Callbacks that raised."""
+        self.refused = 0
+        """Messages of clients that a receiver was not to hear."""
+        self.unheard = 0
+        """Messages of clients with a type that no receiver takes."""
         self.dropped = 0
         """Messages that found the lane of their routing full."""
 
@@ -197,7 +224,8 @@ class Dispatch:
             self._drop(message)
             return
         arguments = {"routing": routing, "message": message.body}
-        lane.put(*[Call(callback=sender, arguments=arguments, subject=subject) for sender in senders])
+        select = functools.partial(self._clients.select, message.groups, message.users)
+        lane.put(*[Call(callback=sender, arguments=arguments, subject=subject, select=select) for sender in senders])
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
@@ -210,7 +238,10 @@ class Dispatch:
         lane = self._client_lanes.get(client)
         if lane is None:
             return
-        lane.put(*self._calls(self._registry.receivers, client, message=message))
+        received = self._registry.receivers_for(message)
+        lane.put(*[self._hearing(receiver, client, value, received) for receiver, value in received.calls])
+        if received.is_typed_and_unheard:
+            self._note_unheard(client, str(received.kind))
         if len(lane) >= MAX_CLIENT_LANE and client.ws_connection is not None:
             client.ws_connection.pause_reading()
 
@@ -225,6 +256,37 @@ class Dispatch:
             lambda: self._forget_client(client),
         )
 
+    async def identify(self, request: HTTPServerRequest) -> Identity:
+        """Read the session of a handshake in a thread, where there is one to read."""
+        session_key = session_key_of(request)
+        if session_key is None:
+            return identify(None)
+        return await self._in_thread(functools.partial(identify, session_key))
+
+    async def _in_thread(self, function: Callable[[], Result]) -> Result:
+        future: asyncio.Future[Result] = self._loop.create_future()
+        outcome: list[Result | BaseException] = []
+
+        def job() -> None:
+            _tidy_connections()
+            try:
+                outcome.append(Context().run(function))
+            except BaseException as error:
+                outcome.append(error)
+            _tidy_connections()
+
+        def then() -> None:
+            (result,) = outcome
+            if future.cancelled():
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.workers.run(job, then, is_closer=False)
+        return await future
+
     async def wait_until_idle(self) -> None:
         """Wait until nothing waits or runs in any lane."""
         await self._idle.wait()
@@ -237,9 +299,39 @@ class Dispatch:
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client, **arguments: Any) -> list[Call]:
         return [
-            Call(callback=callback, arguments={"client": client, **arguments}, subject=f"client {client.id}")
+            Call(
+                callback=callback,
+                arguments={"client": client, **arguments},
+                subject=f"client {client.id}",
+                select=self._clients.snapshot,
+            )
             for callback in callbacks
         ]
+
+    def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received) -> Call:
+        (call,) = self._calls((receiver,), client, message=message)
+        if receiver.rule is not None:
+            call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
+        return call
+
+    def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
+        if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
+            client.identity = identify(client.session.session_key if client.session is not None else None)
+        reason = rule.refusal(client.user)
+        if reason is None:
+            return False
+        self.refused += 1
+        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason)
+        if received.is_json:
+            client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
+        return True
+
+    def _note_unheard(self, client: Client, kind: str) -> None:
+        self.unheard += 1
+        if traffic_logger.isEnabledFor(logging.INFO):
+            closest = self._registry.closest_type(kind)
+            meant = f"; did you mean {closest!r}?" if closest else ""
+            self._strangers.say("client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant)
 
     def _forget_routing(self, routing: str) -> None:
         del self._routings[routing]
@@ -270,10 +362,22 @@ class Dispatch:
 
     # Running
 
+    def admit(self, call: Call) -> bool:
+        """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
+        if call.refuse is None:
+            return True
+        try:
+            refused = call.refuse()
+        except BaseException as error:
+            self._report(call, error)
+            return False
+        call.refuse = None
+        return not refused
+
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
         started = time.perf_counter()
-        clients_list = self._clients.snapshot()
+        clients_list = call.select()
         try:
             result = call.callback({**call.arguments, "clients_list": clients_list})
             if inspect.iscoroutine(result):
@@ -295,7 +399,7 @@ class Dispatch:
 
     async def _run_async(self, call: Call) -> None:
         started = time.perf_counter()
-        clients_list = self._clients.snapshot()
+        clients_list = call.select()
         try:
             await call.callback({**call.arguments, "clients_list": clients_list})
         except BaseException as error:

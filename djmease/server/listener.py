@@ -10,12 +10,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
+from djmease.server.complaints import Complaints
 
 logger = logging.getLogger("djmease.listener")
 
@@ -49,7 +49,7 @@ class Listener:
         self._heard_at = 0.0
         self._recent: set[str] = set()
         self._recent_order: deque[str] = deque()
-        self._complaints = Complaints()
+        self._complaints = Complaints(logger, logging.ERROR)
         self.refused = 0
         """Payloads that could not be read."""
         self.reconnects = 0
@@ -155,23 +155,6 @@ class Listener:
                 break
         self.reconnects += 1
         logger.warning("Redis is back after %.1f s", time.monotonic() - gone_at)
-
-
-class Complaints:
-    """Log lines about bad input, one a second at most: whoever sends it must not fill the disk."""
-
-    def __init__(self) -> None:
-        self._next_at = 0.0
-        self._kept_back = 0
-
-    def say(self, message: str, *arguments: Any) -> None:
-        now = time.monotonic()
-        if now < self._next_at:
-            self._kept_back += 1
-            return
-        more = f" ({self._kept_back} more like this)" if self._kept_back else ""
-        logger.error(message + "%s", *arguments, more)
-        self._next_at, self._kept_back = now + 1.0, 0
 
 
 def _escaped(prefix: bytes) -> bytes:

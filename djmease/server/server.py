@@ -18,6 +18,7 @@ from djmease.registry import Registry
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.dispatch import Dispatch
+from djmease.server.identity import Identity
 from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
@@ -138,6 +139,15 @@ class Server:
 
     def received(self, client: Client, message: str | bytes) -> None:
         self._dispatch.received(client, message)
+
+    def join(self, client: Client, group: str) -> None:
+        self.clients.join(client, group)
+
+    def leave(self, client: Client, group: str) -> None:
+        self.clients.leave(client, group)
+
+    async def identify(self, request: HTTPServerRequest) -> Identity:
+        return await self._dispatch.identify(request)
 
     def closed(self, client: Client) -> None:
         self._open.discard(client)

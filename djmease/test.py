@@ -1,0 +1,286 @@
+"""What users test their callbacks with: no Redis, no server and no event loop, in ``TestCase`` and in pytest.
+
+::
+
+    from djmease.test import captured_messages, connect
+
+    with connect(user=ada) as page:                          # the openers have run
+        page.send({"type": "chat.say", "text": "hi"})        # the receivers run, and the senders of what they publish
+        assert page.received == [{"type": "chat.message", "who": "ada", "text": "hi"}]
+
+Here callbacks run one after the other in the thread of the test, and what they raise reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, overload
+from urllib.parse import parse_qs, urlsplit
+
+from asgiref.sync import async_to_sync
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from djmease import loader, publishing
+from djmease.messages import Message, check_group, new_id, primary_key, to_json
+from djmease.registry import Callback, Registry
+
+_REQUIRED: Any = object()
+
+
+@contextmanager
+def captured_messages() -> Iterator[list[Message]]:
+    """Give the list of what is published in the block, as ``Message`` objects, instead of sending it.
+
+    It has what waits for a commit too, since a ``TestCase`` never commits.
+    """
+    captured: list[Message] = []
+    with _outlet(captured.append):
+        yield captured
+
+
+@contextmanager
+def connect(*, user: Any = None, path: str = "/", groups: Iterable[str] = ()) -> Iterator[Page]:
+    """Give a page that is connected: its openers have run, and its closers run at the end of the block.
+
+    ``path`` may have a query. What is published meanwhile runs the senders on all pages that are connected.
+    """
+    site = _sites[-1] if _sites else _Site()
+    with site.running():
+        page = Page(site, user=user, path=path, groups=groups)
+        page.open()
+        try:
+            yield page
+        finally:
+            page.close()
+
+
+@contextmanager
+def _outlet(outlet: publishing.Outlet) -> Iterator[None]:
+    publishing.outlets.append(outlet)
+    try:
+        yield
+    finally:
+        publishing.outlets.remove(outlet)
+
+
+class Page:
+    """One connection as a test sees it: what a browser's page would send and receive."""
+
+    def __init__(self, site: _Site, *, user: Any, path: str, groups: Iterable[str]) -> None:
+        self._site = site
+        self.client = TestClient(site, user=user, path=path)
+        """What callbacks are handed."""
+        for group in groups:
+            self.client.join(group)
+
+    @property
+    def received(self) -> list[Any]:
+        """What callbacks have written: text as ``str``, binary as ``bytes``, anything else as its JSON parses."""
+        return self.client.written
+
+    @property
+    def close_code(self) -> int | None:
+        """With what a callback closed the connection, ``None`` while it is open."""
+        return self.client.close_code
+
+    def open(self) -> None:
+        self._site.run_all(self._site.registry.openers, self.client)
+        self._site.clients.append(self.client)
+
+    def send(self, message: Any) -> None:
+        """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run."""
+        frame = message if isinstance(message, (str, bytes)) else to_json(message)
+        received = self._site.registry.receivers_for(frame)
+        for receiver, value in received.calls:
+            reason = receiver.rule.refusal(self.client.user) if receiver.rule else None
+            if reason is None:
+                self._site.run(receiver, client=self.client, message=value)
+            elif received.is_json:
+                self.client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
+        self._site.settle()
+
+    def close(self) -> None:
+        """Leave: the closers run, once."""
+        if self.client in self._site.clients:
+            self._site.clients.remove(self.client)
+            self._site.run_all(self._site.registry.closers, self.client)
+
+
+class _Site:
+    """The pages of one test and the callbacks they meet."""
+
+    def __init__(self) -> None:
+        loaded = loader.load()
+        errors = [fault for fault in loaded.faults if fault.is_error]
+        if errors:
+            raise ImproperlyConfigured("\n".join(f"{fault.message} {fault.hint}" for fault in errors))
+        self.registry: Registry = loaded.registry
+        self.clients: list[TestClient] = []
+        self._published: deque[Message] = deque()
+        self._is_busy = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Be the site on which messages are published, together with the pages around."""
+        if self in _sites:
+            yield
+            return
+        _sites.append(self)
+        try:
+            with _outlet(self._publish):
+                yield
+        finally:
+            _sites.remove(self)
+
+    def run_all(self, callbacks: Iterable[Callback], client: TestClient) -> None:
+        for callback in callbacks:
+            self.run(callback, client=client)
+        self.settle()
+
+    def run(self, callback: Callback, **arguments: Any) -> None:
+        arguments.setdefault("clients_list", TestClientsList(self.clients))
+        was_busy, self._is_busy = self._is_busy, True
+        try:
+            if callback.is_async:
+                async_to_sync(_call_async)(callback, arguments)
+            else:
+                callback(arguments)
+        finally:
+            self._is_busy = was_busy
+
+    def settle(self) -> None:
+        """Run the senders of what has been published, as the server would behind the callback that did."""
+        while self._published and not self._is_busy:
+            message = self._published.popleft()
+            for sender in self.registry.senders_for(message.routing):
+                self.run(sender, routing=message.routing, message=message.body, clients_list=self._select(message))
+
+    def _publish(self, message: Message) -> None:
+        self._published.append(message)
+        self.settle()
+
+    def _select(self, message: Message) -> TestClientsList:
+        return TestClientsList(
+            client
+            for client in self.clients
+            if (message.groups is None or client.groups.intersection(message.groups))
+            and (message.users is None or client.user_key in message.users)
+        )
+
+
+async def _call_async(callback: Callback, arguments: dict[str, Any]) -> None:
+    await callback(arguments)
+
+
+_sites: list[_Site] = []
+
+
+class _Finished:
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+class TestClient:
+    """A client without a connection, as callbacks are handed it."""
+
+    __test__ = False
+
+    def __init__(self, site: _Site, *, user: Any, path: str) -> None:
+        parts = urlsplit(path)
+        self._arguments = parse_qs(parts.query)
+        self.id = new_id()
+        self.storage: dict[str, Any] = {}
+        self.groups: frozenset[str] = frozenset()
+        self.user = user if user is not None else _nobody()
+        self.session: Any = None
+        self.request = SimpleNamespace(
+            path=parts.path, query=parts.query, headers={}, cookies={}, remote_ip="127.0.0.1", protocol="http"
+        )
+        self.written: list[Any] = []
+        self.close_code: int | None = None
+        self._site = site
+
+    @property
+    def user_key(self) -> str | None:
+        key = getattr(self.user, "pk", None)
+        return None if key is None else str(key)
+
+    def join(self, group: str) -> None:
+        self.groups |= {check_group(group)}
+
+    def leave(self, group: str) -> None:
+        self.groups -= {check_group(group)}
+
+    def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
+        if self.close_code is None:
+            self.written.append(_as_received(message))
+        return _Finished()
+
+    send = write_message
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        if self.close_code is None:
+            self.close_code = 1000 if code is None else code
+            if self in self._site.clients:
+                self._site.clients.remove(self)
+                self._site.run_all(self._site.registry.closers, self)
+
+    def get_query_argument(self, name: str, default: Any = _REQUIRED, strip: bool = True) -> Any:
+        values = self._arguments.get(name)
+        if values:
+            return values[-1].strip() if strip else values[-1]
+        if default is _REQUIRED:
+            raise LookupError(f"the path of this client has no query argument {name!r}")
+        return default
+
+
+def _as_received(message: Any) -> Any:
+    if isinstance(message, str):
+        return str(message)
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return bytes(message)
+    return json.loads(to_json(message))
+
+
+def _nobody() -> Any:
+    if not apps.is_installed("django.contrib.auth"):
+        return None
+    return import_string("django.contrib.auth.models.AnonymousUser")()
+
+
+class TestClientsList(Sequence[TestClient]):
+    """A snapshot of the clients of a test."""
+
+    __test__ = False
+
+    def __init__(self, clients: Iterable[TestClient]) -> None:
+        self._clients = tuple(clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    @overload
+    def __getitem__(self, index: int) -> TestClient: ...
+    @overload
+    def __getitem__(self, index: slice) -> TestClientsList: ...
+    def __getitem__(self, index: int | slice) -> TestClient | TestClientsList:
+        return TestClientsList(self._clients[index]) if isinstance(index, slice) else self._clients[index]
+
+    def send(self, message: Any, binary: bool = False) -> None:
+        for client in self._clients:
+            client.write_message(message, binary)
+
+    def group(self, name: str) -> TestClientsList:
+        group = check_group(name)
+        return TestClientsList(client for client in self if group in client.groups)
+
+    def user(self, user: Any) -> TestClientsList:
+        key = primary_key(user)
+        return TestClientsList(client for client in self if client.user_key == key)
