@@ -37,6 +37,7 @@ setup(
     include_package_data=True,
     python_requires=">=3.11",
     install_requires=["django>=5.2", "tornado>=6.6,<7", "redis[hiredis]>=6", "django-appconf>=1.0.6"],
+    entry_points={"pytest11": ["djmease = djmease.pytest_plugin"]},
     extras_require={"embedded": DEMO, "demo": DEMO, "test": TEST},
     keywords=["django", "websocket", "realtime", "tornado", "redis", "pubsub"],
     classifiers=[

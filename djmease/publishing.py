@@ -27,8 +27,10 @@ CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
 
 Outlet = Callable[[Message], None]
-outlets: list[Outlet] = []
-"""Where messages go instead of to Redis, and at once; djmease.test puts something here."""
+captures: list[Outlet] = []
+"""Who takes what is published, at once and whatever the transaction does; nothing is sent then."""
+wires: list[Outlet] = []
+"""Who takes what would be sent to Redis. Both lists are for djmease.test."""
 
 counts: Counter[str] = Counter()
 """What happened in this process: ``published``, ``unheard`` and ``lost_after_commit``."""
@@ -145,8 +147,8 @@ def _publish(
         groups=None if group is None else _groups(group),
         users=None if user is None else _users(user),
     )
-    if outlets:
-        _hand_over(messages.decode(routing, payload))
+    if captures:
+        _hand_over(captures, routing, payload)
         return message_id
     if on_commit and transaction.get_connection(using).in_atomic_block:
         transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
@@ -160,7 +162,8 @@ def _publish(
     return message_id
 
 
-def _hand_over(message: Message) -> None:
+def _hand_over(outlets: list[Outlet], routing: str, payload: bytes) -> None:
+    message = messages.decode(routing, payload)
     for outlet in tuple(outlets):
         outlet(message)
 
@@ -205,6 +208,9 @@ def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
 
 
 def _send(routing: str, payload: bytes) -> None:
+    if wires:
+        _hand_over(wires, routing, payload)
+        return
     heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
     counts["published"] += 1
     if not heard:

@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, overload
+from typing import Any, Protocol, overload
 from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
 from django.utils.module_loading import import_string
 
 from djmease import loader, publishing
@@ -40,7 +41,7 @@ def captured_messages() -> Iterator[list[Message]]:
     It has what waits for a commit too, since a ``TestCase`` never commits.
     """
     captured: list[Message] = []
-    with _outlet(captured.append):
+    with _listed(captured.append, publishing.captures):
         yield captured
 
 
@@ -61,12 +62,45 @@ def connect(*, user: Any = None, path: str = "/", groups: Iterable[str] = ()) ->
 
 
 @contextmanager
-def _outlet(outlet: publishing.Outlet) -> Iterator[None]:
-    publishing.outlets.append(outlet)
+def live_server() -> Iterator[LiveServer]:
+    """Give a real server on a free port of 127.0.0.1, in a thread, that hears what this process publishes.
+
+    It needs no Redis, and sees the test's database as Django's live server does: use it with ``LiveServerTestCase``,
+    ``TransactionTestCase`` or ``django_db(transaction=True)``, whose data other threads can see. ``url`` is its
+    address, and ``settings.MEASE_PORT`` its port for as long as it lives.
+    """
+    # Nothing of the server is imported where it is not wanted.
+    server: LiveServer = import_string("djmease.server.live.LiveServer")()
+    server.start()
+    try:
+        with _listed(server.publish, publishing.wires), override_settings(MEASE_PORT=server.port):
+            yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _listed(outlet: publishing.Outlet, outlets: list[publishing.Outlet]) -> Iterator[None]:
+    outlets.append(outlet)
     try:
         yield
     finally:
-        publishing.outlets.remove(outlet)
+        outlets.remove(outlet)
+
+
+class LiveServer(Protocol):
+    """What ``live_server`` gives."""
+
+    port: int
+
+    @property
+    def url(self) -> str: ...
+
+    def publish(self, message: Message) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Page:
@@ -133,7 +167,7 @@ class _Site:
             return
         _sites.append(self)
         try:
-            with _outlet(self._publish):
+            with _listed(self._publish, publishing.captures):
                 yield
         finally:
             _sites.remove(self)

@@ -63,7 +63,8 @@ def start_server(redis: str) -> Iterator[Callable[[], LiveServer]]:
     def start() -> LiveServer:
         server = LiveServer()
         servers.append(server)
-        return server.start()
+        server.start()
+        return server
 
     yield start
     for server in servers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -16,12 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tornado.netutil import bind_sockets
 from websockets.sync.client import ClientConnection, connect
 
-from djmease import loader
-from djmease.management.commands.run_websocket_server import make_server
-from djmease.server.server import Server
+from djmease.server import live
 
 DEADLINE = 20.0
 """Seconds after which whatever a test waits for is taken for lost."""
@@ -40,56 +36,18 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", timeou
         time.sleep(0.01)
 
 
-class LiveServer:
-    """A real server on port 0 in a thread of the test's process, by the settings and decorators of this moment."""
+class LiveServer(live.LiveServer):
+    """The package's own live server, here with a real Redis, and with clients of the ``websockets`` library."""
 
     def __init__(self) -> None:
-        self.server: Server
-        self.loop: asyncio.AbstractEventLoop
-        self.port = 0
-        self._ready = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="live-server")
+        super().__init__(hears_redis=True)
         self._connections = ExitStack()
 
-    def start(self) -> LiveServer:
-        self._thread.start()
-        assert self._ready.wait(DEADLINE), "the server did not start"
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        return self
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        sockets = bind_sockets(0, "127.0.0.1")
-        self.port = sockets[0].getsockname()[1]
-        self.loop = asyncio.get_running_loop()
-        self.server = make_server(loader.load().registry, sockets)
-        await self.server.start()
-        self._ready.set()
-        await self.server.serve()
-
     def stop(self) -> None:
-        """Stop it, wait for its end, and raise what it died of."""
+        """Close what is connected, stop, and raise what the server died of."""
         self._connections.close()
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.server.stop)
-        self._thread.join(DEADLINE)
-        assert not self._thread.is_alive(), "the server did not stop"
-        if self._error is not None:
-            raise self._error
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        super().stop()
+        assert not self._thread.is_alive()
 
     def connect(self, path: str = "", **options: Any) -> ClientConnection:
         """Return an open connection of the ``websockets`` library, counted among the clients; it closes with us."""
@@ -103,14 +61,6 @@ class LiveServer:
     def raw(self) -> socket.socket:
         """Return a plain TCP connection to the port."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
-
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Run a function on the server's loop and return what it returns."""
-
-        async def run() -> Any:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE)
 
 
 HANDSHAKE = (

@@ -18,7 +18,7 @@ from djmease import connections
 from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, encode
 from djmease.server import listener as listener_module
-from djmease.server.listener import Complaints, Listener
+from djmease.server.listener import Listener
 from tests.support import DEADLINE
 
 Log = Callable[[], list[str]]
@@ -187,14 +187,3 @@ def test_a_wrong_password_is_said_at_the_start(redis: str, settings: Any, valkey
 
     with pytest.raises(RedisError, match="AUTH"):
         asyncio.run(run())
-
-
-def test_complaints_are_logged_once_a_second_and_counted(log_of: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(listener_module.time, "monotonic", lambda: now[0])
-    complaints = Complaints()
-    for index in range(5):
-        complaints.say("bad %s", index)
-    now[0] += 1.5
-    complaints.say("bad %s", "again")
-    assert log_of() == ["bad 0", "bad again (4 more like this)"]

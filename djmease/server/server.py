@@ -32,14 +32,17 @@ STOP_TIMEOUT = 10.0
 
 
 class Server:
-    """One WebSocket server on sockets that already listen; made, run and stopped on one event loop."""
+    """One WebSocket server on sockets that already listen; made, run and stopped on one event loop.
+
+    Without ``connect`` it hears no Redis, and only what ``publish`` is called with.
+    """
 
     def __init__(
         self,
         *,
         registry: Registry,
         sockets: Sequence[socket.socket],
-        connect: Callable[[], Connection],
+        connect: Callable[[], Connection] | None,
         channel_prefix: str,
         refuse: Callable[[HTTPServerRequest], str | None],
         path: str | None,
@@ -57,7 +60,8 @@ class Server:
         self._open: set[Client] = set()
         self.clients = Clients(self._outbox)
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
-        self._listener = Listener(
+        self.publish = self._dispatch.publish
+        self._listener = connect and Listener(
             connect=connect, prefix=channel_prefix, on_message=self._dispatch.publish, revive=revive
         )
         handler = {
@@ -84,7 +88,8 @@ class Server:
     async def start(self) -> None:
         """Subscribe to Redis, then listen. Raises what connecting to Redis raises."""
         try:
-            await self._listener.start()
+            if self._listener is not None:
+                await self._listener.start()
         except BaseException:
             for listening in self._sockets:
                 listening.close()
@@ -94,8 +99,8 @@ class Server:
 
     async def serve(self) -> None:
         """Serve until ``stop`` is called, then end: clients get 1001, closers run, nothing stays open."""
-        listening = asyncio.create_task(self._listener.run())
         stopping = asyncio.create_task(self._stopping.wait())
+        listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
         try:
             await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -106,7 +111,7 @@ class Server:
         """Ask ``serve`` to end; on the loop only."""
         self._stopping.set()
 
-    async def _end(self, listening: asyncio.Task[None]) -> None:
+    async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._http.stop()
         self._pings.stop()
         listening.cancel()

@@ -23,7 +23,7 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from djmease import checks, connections, embedded, loader
 from djmease.registry import Registry
 from djmease.server.banner import banner
-from djmease.server.identity import LOCAL_HOSTS, Gate
+from djmease.server.factory import make_server
 from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
@@ -32,7 +32,6 @@ from djmease.server.processes import (
     site_arguments,
     watch_code,
 )
-from djmease.server.server import Server
 
 BACKLOG = 1024
 DEFAULT_SITE = "127.0.0.1:8000"
@@ -111,7 +110,7 @@ class Command(BaseCommand):
     ) -> int:
         registry = _load_registry()
         sockets = _bind(options)
-        server = make_server(registry, sockets, revive)
+        server = make_server(registry, sockets, revive=revive)
         exit_code = 0
 
         loop = asyncio.get_running_loop()
@@ -157,30 +156,6 @@ def _load_registry() -> Registry:
     if errors:
         raise CommandError("\n".join(f"{fault.message} {fault.hint} ({fault.id})" for fault in errors))
     return loader.load().registry
-
-
-def make_server(
-    registry: Registry, sockets: list[socket.socket], revive: Callable[[], Awaitable[None]] | None = None
-) -> Server:
-    """Make a server on sockets that listen, as the settings want it; on its event loop."""
-    gate = Gate(
-        allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
-        allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],
-    )
-    return Server(
-        registry=registry,
-        sockets=sockets,
-        connect=connections.listener_connection,
-        channel_prefix=connections.channel_prefix(),
-        refuse=gate.refusal,
-        path=settings.MEASE_PATH,
-        max_workers=settings.MEASE_MAX_WORKERS,
-        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
-        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
-        ping_interval=settings.MEASE_PING_INTERVAL,
-        ping_timeout=settings.MEASE_PING_TIMEOUT,
-        revive=revive,
-    )
 
 
 def _bind(options: dict[str, Any]) -> list[socket.socket]:

@@ -1,0 +1,24 @@
+"""Log lines about bad input."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from djmease.server import complaints as complaints_module
+from djmease.server.complaints import Complaints
+
+
+def test_complaints_are_logged_once_a_second_and_counted(
+    log_of: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(complaints_module.time, "monotonic", lambda: now[0])
+    complaints = Complaints(logging.getLogger("djmease.test"))
+    for index in range(5):
+        complaints.say("bad %s", index)
+    now[0] += 1.5
+    complaints.say("bad %s", "again")
+    assert log_of() == ["bad 0", "bad again (4 more like this)"]

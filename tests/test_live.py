@@ -1,0 +1,82 @@
+"""The live server and the fixtures that users test with: no Redis anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from websockets.sync.client import connect
+
+import djmease
+from djmease.test import LiveServer, Page, live_server
+
+
+@pytest.fixture(autouse=True)
+def no_redis(settings: Any) -> None:
+    settings.MEASE_REDIS_URL = "redis://127.0.0.1:1/0"
+
+
+def register_echo() -> None:
+    @djmease.receiver
+    def say(message: Any) -> None:
+        djmease.publish("echo", message)
+
+    @djmease.sender(routing="echo")
+    def show(message: Any, clients_list: Any) -> None:
+        clients_list.send(message)
+
+
+def test_a_live_server_needs_no_redis_and_names_its_port() -> None:
+    register_echo()
+    with live_server() as server:
+        assert server.port == django_settings.MEASE_PORT
+        with connect(server.url) as one, connect(server.url) as two:
+            one.send("hi")
+            assert (one.recv(5), two.recv(5)) == ("hi", "hi")
+            djmease.publish("echo", "from the test")
+            assert one.recv(5) == "from the test"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_live_server_sees_the_tests_database_and_waits_for_the_commit() -> None:
+    @djmease.receiver
+    def names(client: Any) -> None:
+        client.send(list(User.objects.values_list("username", flat=True)))
+
+    register_echo()
+    User.objects.create_user("ada")
+    with live_server() as server, connect(server.url) as page:
+        with transaction.atomic():
+            djmease.publish("echo", "after the commit")
+            User.objects.create_user("grace")
+        assert page.recv(5) == "after the commit"
+        page.send("who?")
+        assert sorted((page.recv(5), page.recv(5))) == ['["ada","grace"]', "who?"]
+
+
+def test_a_live_server_that_cannot_start_says_why(settings: Any) -> None:
+    settings.MEASE_MAX_WORKERS = "many"
+    with pytest.raises(TypeError), live_server():
+        pass
+
+
+def test_the_fixtures_capture_and_connect(mease_connect: Callable[..., Page]) -> None:
+    register_echo()
+    one, two = mease_connect(), mease_connect(user=User(pk=1))
+    one.send("hi")
+    assert one.received == two.received == ["hi"]
+
+
+def test_the_fixture_of_messages(mease_messages: list[djmease.Message]) -> None:
+    register_echo()
+    djmease.publish("echo", "x")
+    assert [message.body for message in mease_messages] == ["x"]
+
+
+def test_the_fixture_of_a_live_server(mease_live_server: LiveServer) -> None:
+    with connect(mease_live_server.url):
+        pass
