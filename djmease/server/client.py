@@ -131,6 +131,15 @@ class Client(WebSocketHandler):
         if connection is not None:
             self._outbox.run_on_loop(connection.write_ping, payload)
 
+    def set_nodelay(self, value: bool) -> None:
+        """Nagle's algorithm is off from the handshake on, for good: frames that wait are joined before they are sent."""
+
+    @property
+    def selected_subprotocol(self) -> str | None:
+        """What was agreed on in the handshake, ``None`` where nothing was, or the client has gone."""
+        connection = self.ws_connection
+        return None if connection is None else connection.selected_subprotocol
+
     # What Tornado and the protocol call
 
     async def prepare(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from djmease.messages import to_json
@@ -14,6 +15,8 @@ from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build
 
 logger = logging.getLogger("djmease.server")
 
+GRACE = 1.0
+"""Seconds without progress after which a client counts as one that does not read: ticks are less than a round trip."""
 HARD_LIMIT = 4
 """How many times the limit may wait even for a client that goes on reading."""
 
@@ -38,7 +41,7 @@ class Outbox:
         self._thread = threading.get_ident()
         self._limit = limit
         self._dirty: list[WebSocketProtocol] = []
-        self._collected: deque[tuple[WebSocketProtocol, bytes]] = deque()
+        self._collected: deque[tuple[WebSocketProtocol, bytes] | Callable[[], object]] = deque()
         self._is_awake = False
         self._last: tuple[Any, bool, bytes] = (object(), False, b"")
         self.slow = 0
@@ -83,11 +86,12 @@ class Outbox:
         connection.waiting.append(frame)
 
     def run_on_loop(self, function: Any, *arguments: Any) -> None:
-        """Call ``function`` on the loop behind everything that this thread has written; at once if this is the loop."""
+        """Call ``function`` on the loop, in the order of what this thread writes; at once if this is the loop."""
         if threading.get_ident() == self._thread:
             function(*arguments)
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *arguments)
+        else:
+            self._collected.append(functools.partial(function, *arguments))
+            self._wake()
 
     def ping(self, connection: WebSocketProtocol) -> None:
         """Ask a client for a sign of life."""
@@ -105,9 +109,11 @@ class Outbox:
         self._is_awake = False
         collected = self._collected
         for _ in range(len(collected)):
-            connection, frame = collected.popleft()
-            if not connection.closing:
-                self.enqueue(connection, frame)
+            entry = collected.popleft()
+            if not isinstance(entry, tuple):
+                entry()
+            elif not entry[0].closing:
+                self.enqueue(*entry)
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
@@ -120,10 +126,9 @@ class Outbox:
                 connection.transmit(data)
 
     def _is_slow(self, connection: WebSocketProtocol) -> bool:
-        """Tell whether too much is left from earlier flushes, and the client has read nothing since the last one."""
-        leftover = len(connection.backlog)
-        has_progressed, connection.sent_before = connection.sent > connection.sent_before, connection.sent
-        return leftover > self._limit * (HARD_LIMIT if has_progressed else 1)
+        """Tell whether too much is left from earlier flushes, and the client has read nothing of it for a while."""
+        is_stuck = self._loop.time() - connection.progressed_at > GRACE
+        return len(connection.backlog) > self._limit * (1 if is_stuck else HARD_LIMIT)
 
     def _cut_off(self, connection: WebSocketProtocol) -> None:
         self.slow += 1

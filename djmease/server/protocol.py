@@ -11,6 +11,7 @@ import base64
 import binascii
 import codecs
 import errno
+import logging
 import socket
 import struct
 from contextlib import suppress
@@ -21,6 +22,8 @@ from tornado.util import _websocket_mask as unmask
 from tornado.websocket import WebSocketHandler
 from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
+
+logger = logging.getLogger("djmease.server")
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -231,8 +234,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """What the kernel did not take of earlier flushes."""
         self.sent = 0
         """Bytes that the kernel has taken in all."""
-        self.sent_before = 0
-        """How many that were when the outbox last looked."""
+        self.progressed_at = 0.0
+        """When the kernel last took something of the backlog, in the time of the loop."""
         self.heard = True
         """Whether anything came since this was last set to ``False``: a sign of life."""
 
@@ -241,9 +244,13 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     async def accept_connection(self, handler: WebSocketHandler) -> None:
         """Answer the handshake with 101, or with 400 where a header is not as RFC 6455, section 4.2.1, wants it."""
         key = handler.request.headers.get("Sec-WebSocket-Key", "")
-        if not handler.request.headers.get("Host") or not _is_handshake_key(key):
+        if (
+            handler.request.version == "HTTP/1.0"
+            or not handler.request.headers.get("Host")
+            or not _is_handshake_key(key)
+        ):
             handler.set_status(400)
-            handler.finish("The Host or Sec-WebSocket-Key header of this handshake is missing or not valid.\n")
+            handler.finish("A handshake is HTTP/1.1, with a Host and a valid Sec-WebSocket-Key.\n")
             return
         self._subprotocol = _select_subprotocol(handler)
         handler.clear_header("Content-Type")
@@ -287,8 +294,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     # Reading
 
     def pause_reading(self) -> None:
-        """Leave what the client sends in the kernel, which will make the client wait."""
-        if self._is_reading and self._socket is not None:
+        """Leave what the client sends in the kernel, which makes it wait; one that is closing is read to its end."""
+        if self._is_reading and not self.closing and self._socket is not None:
             self._is_reading = False
             self._loop.remove_reader(self._socket)
 
@@ -373,6 +380,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     def _keep(self, data: bytes) -> None:
         assert self._socket is not None
         self.backlog = bytearray(data)
+        self.progressed_at = self._loop.time()
         self._loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
@@ -380,7 +388,10 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             return
         backlog = self.backlog
         assert isinstance(backlog, bytearray)
-        del backlog[: self._send(backlog)]
+        count = self._send(backlog)
+        if count:
+            del backlog[:count]
+            self.progressed_at = self._loop.time()
         if not backlog and self._socket is not None:
             self.backlog = b""
             self._loop.remove_writer(self._socket)
@@ -410,8 +421,6 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self._finish(code, reason)
 
     def _fail(self, code: int, reason: str) -> None:
-        # What still comes is read and dropped, until the client has read why or the time is over.
-        self.resume_reading()
         if not self.closing:
             self._send_close(code, reason)
         self._finish(code, reason)
@@ -425,6 +434,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     def _send_close(self, code: int | None, reason: str | None) -> None:
         self._outbox.enqueue(self, build_close(code, reason))
         self.closing = True
+        # The client's answer has to be heard; what comes before it is dropped.
+        self.resume_reading()
         self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._disconnect)
 
     def _after_close_frame(self) -> None:
@@ -445,9 +456,14 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
 
     def _end(self, code: int | None, reason: str | None) -> None:
         """Tell the handler, once, that this connection is over."""
-        if not self._ended:
-            self._ended = True
+        if self._ended:
+            return
+        self._ended = True
+        try:
             self.handler.on_ws_connection_close(code, reason or None)
+        except Exception:
+            # Others are in the middle of their own reading and writing, which this must not end.
+            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"))
 
     def _disconnect(self) -> None:
         """Give up the socket: the only place that closes it, its reader, its writer and its timer before."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import socket
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from djmease.server.identity import Identity
 from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
+from djmease.server.protocol import WebSocketProtocol
 
 logger = logging.getLogger("djmease.server")
 
@@ -58,6 +60,7 @@ class Server:
         self._outbox = Outbox(loop, limit=max_client_buffer)
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._open: set[Client] = set()
+        self._connections: weakref.WeakSet[WebSocketProtocol] = weakref.WeakSet()
         self.clients = Clients(self._outbox)
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
         self.publish = self._dispatch.publish
@@ -127,6 +130,8 @@ class Server:
                 "callbacks still run %s s after the server was asked to stop; it does not wait", STOP_TIMEOUT
             )
         self._dispatch.workers.stop()
+        for connection in tuple(self._connections):
+            connection.abort()  # Those too whose clients have gone, but who are waited for to read why.
         outcome = (await asyncio.gather(listening, return_exceptions=True))[0]
         if isinstance(outcome, Exception):
             raise outcome
@@ -137,6 +142,7 @@ class Server:
         assert client.ws_connection is not None
         self._open.add(client)
         self._no_clients.clear()
+        self._connections.add(client.ws_connection)
         self._pings.add(client.ws_connection)
         self._dispatch.opened(client)
         if self._stopping.is_set():
