@@ -16,7 +16,6 @@ TEST = [
     "hypothesis",
     "mypy",
     "pytest",
-    "pytest-cov",
     "pytest-django",
     "ruff",
     "twine",

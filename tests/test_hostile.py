@@ -9,15 +9,17 @@ import re
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import pytest
+from django.contrib.sessions.backends.signed_cookies import SessionStore
 from websockets.frames import Frame
 from websockets.streams import StreamReader
 
@@ -854,6 +856,106 @@ def test_a_client_that_sends_faster_than_its_receiver_runs_is_made_to_wait_and_l
         sending.result(DEADLINE)
         eventually(lambda: len(received) == count)
     assert received == list(range(count))
+
+
+# While the session is read
+
+
+class SlowSession(SessionStore):
+    """A session that takes its time, as a database does."""
+
+    may_go_on = threading.Event()
+    reading = 0
+
+    def load(self) -> dict[str, Any]:
+        SlowSession.reading += 1
+        SlowSession.may_go_on.wait(DEADLINE)
+        return {}
+
+
+@pytest.fixture
+def slow_sessions(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SlowSession]]:
+    module: Any = ModuleType("slow_sessions")
+    module.SessionStore = SlowSession
+    monkeypatch.setitem(sys.modules, "slow_sessions", module)
+    monkeypatch.setattr(SlowSession, "reading", 0)
+    SlowSession.may_go_on.clear()
+    settings.SESSION_ENGINE = "slow_sessions"
+    yield SlowSession
+    SlowSession.may_go_on.set()
+
+
+WITH_SESSION = HANDSHAKE[:-2] + b"Cookie: sessionid=abc\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [10, 60_000])
+def test_frames_that_come_while_the_session_is_read_arrive(
+    start_server: StartServer, slow_sessions: type[SlowSession], echo: list[Any], size: int
+) -> None:
+    frames = [masked_frame(BINARY, bytes([number]) * size) for number in range(8)]
+    with RawClient(start_server(), frames[0], handshake=WITH_SESSION) as client:
+        eventually(lambda: slow_sessions.reading)
+        for frame in frames[1:]:
+            client.socket.sendall(frame)
+        slow_sessions.may_go_on.set()
+        client.shake_hands()
+        assert [client.frame() for _ in frames] == [(BINARY, bytes([number]) * size) for number in range(8)]
+
+
+@pytest.mark.parametrize("end", ["fin", "reset"])
+@pytest.mark.parametrize("more", [b"", masked_frame(TEXT, b"early"), masked_frame(CLOSE, b"\x03\xe8"), b"\x81"])
+def test_a_client_that_goes_while_its_session_is_read_leaves_nothing(
+    start_server: StartServer,
+    slow_sessions: type[SlowSession],
+    ends: list[Any],
+    end: str,
+    more: bytes,
+) -> None:
+    opened: list[str] = []
+
+    @djmease.opener
+    def note_opening(client: Any) -> None:
+        opened.append(client.id)
+
+    server = start_server()
+    bystander = server.connect()
+    before = descriptors()
+    for _ in range(10):
+        slow_sessions.may_go_on.clear()
+        slow_sessions.reading = 0
+        with RawClient(server, more, handshake=WITH_SESSION) as client:
+            eventually(lambda: slow_sessions.reading)
+            if end == "reset":
+                client.reset()
+        slow_sessions.may_go_on.set()
+        # On the number that was freed, or will be.
+        with RawClient(server).shake_hands() as healthy:
+            healthy.send(PING, b"hear me")
+            assert healthy.frame() == (PONG, b"hear me")
+            healthy.send(CLOSE)
+            assert healthy.frame() == (CLOSE, b"")
+    eventually(lambda: len(server.server.clients) == 1)
+    eventually(lambda: descriptors() <= before)
+    eventually(lambda: len(ends) == len(opened) - 1)
+    assert len({closed[0] for closed in ends}) == len(ends)
+    bystander.ping().wait(DEADLINE)
+    server.stop()
+    assert sorted(closed[0] for closed in ends) == sorted(opened)
+
+
+def test_a_server_stops_while_a_session_is_read(
+    start_server: StartServer, slow_sessions: type[SlowSession], ends: list[Any]
+) -> None:
+    server = start_server()
+    with RawClient(server, handshake=WITH_SESSION) as client:
+        eventually(lambda: slow_sessions.reading)
+        started = time.monotonic()
+        server.loop.call_soon_threadsafe(server.server.stop)
+        assert client.socket.recv(100) == b""
+        slow_sessions.may_go_on.set()
+        server.stop()
+        assert time.monotonic() - started < 3
+    assert ends == []
 
 
 # The end of the server

@@ -370,6 +370,25 @@ def test_a_connection_whose_end_fails_does_not_make_the_others_of_its_flush_mute
     asyncio.run(test())
 
 
+def test_what_a_thread_asks_of_the_loop_and_fails_does_not_hold_back_what_comes_behind_it() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        outbox = Outbox(loop, limit=1000)
+        with Link(outbox) as broken, Link(outbox) as other:
+
+            def write() -> None:
+                outbox.run_on_loop(broken.protocol.close, 1000, object())
+                outbox.write(other.protocol, build_frame(TEXT, b"behind"))
+
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(write).result(DEADLINE)
+            async with asyncio.timeout(3):
+                assert await other.read_bytes(8) == build_frame(TEXT, b"behind")
+
+    asyncio.run(test())
+
+
 @run
 async def test_connections_that_end_within_a_flush_leave_the_others_of_it_alone() -> None:
     outbox = Outbox(asyncio.get_running_loop(), limit=1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -43,8 +44,9 @@ def often(settings: Any) -> None:
 
 
 def test_a_connection_that_does_not_answer_is_found_and_its_closers_run_once(
-    start_server: StartServer, often: None, ends: list[Any], log_of: Log
+    start_server: StartServer, often: None, ends: list[Any], log_of: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "djmease.server")
     server = start_server()
     with RawClient(server).shake_hands() as dead:
         started = time.monotonic()

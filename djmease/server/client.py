@@ -116,6 +116,8 @@ class Client(WebSocketHandler):
 
         Raises ``ValueError`` for a code that may not be sent.
         """
+        if not isinstance(code, int | None) or not isinstance(reason, str | None):
+            raise TypeError(f"close takes a number and a text, not {code!r} and {reason!r}")
         if code is not None and not is_sendable_close_code(code):
             raise ValueError(f"close code {code!r} may not be sent: it should be one of {SENDABLE_CLOSE_CODES}")
         connection = self.ws_connection
@@ -132,7 +134,7 @@ class Client(WebSocketHandler):
             self._outbox.run_on_loop(connection.write_ping, payload)
 
     def set_nodelay(self, value: bool) -> None:
-        """Nagle's algorithm is off from the handshake on, for good: frames that wait are joined before they are sent."""
+        """Nagle's algorithm is off from the handshake on, and stays so: what waits is joined before it is sent."""
 
     @property
     def selected_subprotocol(self) -> str | None:

@@ -17,13 +17,12 @@ Index = dict[str, dict[Client, None]]
 class ClientsList(Sequence[Client]):
     """Clients at one moment, in the order in which they came; those that go are still in it, and written to in vain."""
 
-    __slots__ = ("_clients", "_members", "_source", "version")
+    __slots__ = ("_clients", "_members", "_source")
 
-    def __init__(self, clients: tuple[Client, ...], source: Clients, version: int = -1) -> None:
+    def __init__(self, clients: tuple[Client, ...], source: Clients) -> None:
         self._clients = clients
         self._source = source
         self._members: frozenset[Client] | None = None
-        self.version = version
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -81,8 +80,7 @@ class Clients:
         self._by_id: dict[str, Client] = {}
         self._groups: Index = {}
         self._users: Index = {}
-        self._version = 0
-        self._snapshot = ClientsList((), self)
+        self._snapshot: ClientsList | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -91,7 +89,7 @@ class Clients:
         """Count a client among the others, with the user it has and the groups it has joined."""
         with self._lock:
             self._by_id[client.id] = client
-            self._version += 1
+            self._snapshot = None
             for group in client.groups:
                 self._groups.setdefault(group, {})[client] = None
             if client.user_key is not None:
@@ -101,7 +99,7 @@ class Clients:
         with self._lock:
             if self._by_id.pop(client.id, None) is None:
                 return
-            self._version += 1
+            self._snapshot = None
             for group in client.groups:
                 _take_out(self._groups, group, client)
             if client.user_key is not None:
@@ -122,9 +120,9 @@ class Clients:
     def snapshot(self) -> ClientsList:
         """Return who is open now; the same object until somebody comes or goes."""
         snapshot = self._snapshot
-        if snapshot.version != self._version:
+        if snapshot is None:
             with self._lock:
-                snapshot = self._snapshot = ClientsList(tuple(self._by_id.values()), self, self._version)
+                snapshot = self._snapshot = ClientsList(tuple(self._by_id.values()), self)
         return snapshot
 
     def select(self, groups: Iterable[str] | None, users: Iterable[str] | None) -> ClientsList:

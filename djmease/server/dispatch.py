@@ -119,6 +119,8 @@ class Workers:
                 self._loop.call_soon_threadsafe(then)
             except RuntimeError:
                 return  # The loop is closed: the server has gone, and did not wait for this callback.
+            # A thread that waits for the next job shall not keep the client of the last one.
+            del entry, job, then
 
 
 class Lane:

@@ -111,9 +111,15 @@ class Outbox:
         for _ in range(len(collected)):
             entry = collected.popleft()
             if not isinstance(entry, tuple):
-                entry()
+                self._call(entry)
             elif not entry[0].closing:
                 self.enqueue(*entry)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except Exception:
+            logger.exception("what a thread asked of the loop failed")
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []

@@ -15,7 +15,8 @@ logger = logging.getLogger("djmease.server")
 class Pings:
     """Ping every connection each ``interval`` seconds, and give up those that are silent for ``timeout`` after it.
 
-    Both queues are in the order of their times, since all wait equally long: a turn costs only what is due.
+    Both queues, of when to ping and of who was pinged when, are in order, since all wait equally long: a turn costs
+    only what is due.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, *, interval: float, timeout: float) -> None:
@@ -25,7 +26,7 @@ class Pings:
         self._timeout = timeout
         self._step = min(1.0, interval / 4, timeout / 4)
         self._to_ping: deque[tuple[float, WebSocketProtocol]] = deque()
-        self._to_answer: deque[tuple[float, WebSocketProtocol]] = deque()
+        self._to_answer: deque[tuple[float, WebSocketProtocol, int | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.timed_out = 0
 
@@ -43,24 +44,24 @@ class Pings:
     def _turn(self) -> None:
         self.start()
         now = self._loop.time()
-        while self._to_answer and self._to_answer[0][0] <= now:
-            self._judge(self._to_answer.popleft()[1])
+        while self._to_answer and self._to_answer[0][0] <= now - self._timeout:
+            self._judge(*self._to_answer.popleft())
         while self._to_ping and self._to_ping[0][0] <= now:
             self._ping(self._to_ping.popleft()[1], now)
 
     def _ping(self, connection: WebSocketProtocol, now: float) -> None:
         if connection.closing:
             return
-        connection.heard = False
+        # A ping that waits behind much that the client has still to read cannot be answered before that is read.
+        delivered = connection.delivered() if connection.undelivered() else None
         self._outbox.ping(connection)
-        self._to_answer.append((now + self._timeout, connection))
+        self._to_ping.append((now + self._interval, connection))
+        self._to_answer.append((now, connection, delivered))
 
-    def _judge(self, connection: WebSocketProtocol) -> None:
-        if connection.closing:
-            return
-        # Nothing is heard of a client that is not read, which is no fault of its own.
-        if connection.heard or not connection.is_reading:
-            self.add(connection)
+    def _judge(self, pinged_at: float, connection: WebSocketProtocol, delivered: int | None) -> None:
+        if connection.closing or not connection.is_reading:
+            return  # Nothing is heard of a client that is not read, which is no fault of its own.
+        if connection.heard_at >= pinged_at or (delivered is not None and connection.delivered() > delivered):
             return
         self.timed_out += 1
         logger.info(

@@ -11,9 +11,12 @@ import base64
 import binascii
 import codecs
 import errno
+import fcntl
 import logging
 import socket
 import struct
+import sys
+import termios
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -236,8 +239,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """Bytes that the kernel has taken in all."""
         self.progressed_at = 0.0
         """When the kernel last took something of the backlog, in the time of the loop."""
-        self.heard = True
-        """Whether anything came since this was last set to ``False``: a sign of life."""
+        self.heard_at = 0.0
+        """When anything came last, in the time of the loop: a sign of life."""
 
     # The handshake and the hand-over
 
@@ -319,7 +322,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         except OSError:
             data = b""
         if data:
-            self.heard = True
+            self.heard_at = self._loop.time()
             self._feed(data)
         else:
             self._disconnect()
@@ -397,6 +400,23 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._loop.remove_writer(self._socket)
             if self.closing and not self.waiting:
                 self._after_close_frame()
+
+    def undelivered(self) -> int:
+        """Return how many bytes wait here and in the kernel until the client's side acknowledges them."""
+        return len(self.backlog) + self._queued()
+
+    def delivered(self) -> int:
+        """Return how many bytes the client's side has acknowledged in all."""
+        return self.sent - self._queued()
+
+    def _queued(self) -> int:
+        """Return how many bytes the kernel holds for the client; 0 where the system does not tell (man 7 tcp)."""
+        if self._socket is None:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     # The end
 
@@ -481,6 +501,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self.waiting.clear()
         self.backlog = b""
         self._end(None, None)
+        # Whoever still has this connection in a queue shall not keep the client with it.
+        self.handler = None  # type: ignore[assignment]
 
     def is_closing(self) -> bool:
         return self.closing
