@@ -885,7 +885,7 @@ def slow_sessions(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ty
     SlowSession.may_go_on.set()
 
 
-WITH_SESSION = HANDSHAKE[:-2] + b"Cookie: sessionid=abc\r\n\r\n"
+WITH_SESSION = HANDSHAKE[:-2] + b"Cookie: sessionid=abcdefghijklmnop\r\n\r\n"
 
 
 @pytest.mark.parametrize("size", [10, 60_000])

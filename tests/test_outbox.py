@@ -16,6 +16,7 @@ import pytest
 from django.utils.functional import lazystr
 from django.utils.safestring import mark_safe
 
+from djmease.server import outbox as outbox_module
 from djmease.server import protocol as protocol_module
 from djmease.server.outbox import HARD_LIMIT, Outbox, frame_of
 from djmease.server.protocol import BINARY, PING, TEXT, build_close, build_frame
@@ -317,6 +318,28 @@ async def test_a_client_that_reads_too_slowly_for_what_is_sent_is_cut_off_as_wel
                     assert peak < 10 * HARD_LIMIT * 50_000
             await asyncio.sleep(0)
         assert link.handler.ends == [(1013, "you do not read what is sent")]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_more_than_the_limit_may_wait_only_for_a_client_that_still_reads(
+    monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(outbox_module, "GRACE", 0.3)
+    limit = 1_000_000
+
+    @run
+    async def test() -> None:
+        with Link(limit=limit, kernel_buffer=16_384) as link:
+            link.outbox.write(link.protocol, build_frame(BINARY, bytes(2 * limit)))
+            await asyncio.sleep(0.5)
+            if reads:
+                await link.read_bytes(200_000)
+            assert len(link.protocol.backlog) > limit
+            link.outbox.write(link.protocol, build_frame(TEXT, b"more"))
+            await asyncio.sleep(0.01)
+            assert link.handler.ends == ([] if reads else [(1013, "you do not read what is sent")])
+
+    test()
 
 
 @run

@@ -218,3 +218,79 @@ async def test_nothing_is_asked_any_more_once_pings_are_stopped() -> None:
         assert link.handler.ends == []
         link.outbox.write(link.protocol, build_frame(BINARY, b"end"))
         assert await link.read_bytes(5) == build_frame(BINARY, b"end")
+
+
+@run
+async def test_a_connection_that_is_read_again_in_the_tick_of_its_deadline_is_heard_first() -> None:
+    """Its pong has waited in the kernel all the time, for which it is not to blame."""
+    loop = asyncio.get_running_loop()
+    outbox = Outbox(loop, limit=1000)
+    pings = Pings(loop, outbox, interval=0.01, timeout=0.02)
+    with Link(outbox) as link:
+        pings.add(link.protocol)
+        await asyncio.sleep(0.02)
+        link.protocol.pause_reading()
+        pings._turn()
+        pings.stop()
+        assert await link.read_bytes(2) == build_frame(PING, b"")
+        await link.send(masked_frame(PONG, b""))
+        await asyncio.sleep(0.04)
+        link.protocol.resume_reading()
+        pings._turn()
+        pings.stop()
+        await asyncio.sleep(0)
+        assert link.handler.ends == []
+
+
+@run
+async def test_a_ping_behind_a_large_message_of_the_same_tick_is_not_expected_to_be_answered_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    outbox = Outbox(loop, limit=10_000_000)
+    pings = Pings(loop, outbox, interval=0.01, timeout=0.02)
+    with Link(outbox, kernel_buffer=16_384) as link:
+        pings.add(link.protocol)
+        await asyncio.sleep(0.02)
+        outbox.write(link.protocol, build_frame(BINARY, bytes(5_000_000)))
+        pings._turn()
+        pings.stop()
+        await asyncio.sleep(0)
+        await link.read_bytes(1_000_000)
+        await asyncio.sleep(0.04)
+        pings._turn()
+        pings.stop()
+        assert link.handler.ends == []
+
+
+def test_a_client_that_has_stopped_reading_for_good_is_found_though_much_waits_for_it(
+    start_server: StartServer, settings: Any, often: None, ends: list[Any]
+) -> None:
+    settings.MEASE_MAX_CLIENT_BUFFER = 100_000_000
+
+    @djmease.receiver
+    def write(client: Any) -> None:
+        client.write_message(bytes(10_000_000))
+
+    server = start_server()
+    with RawClient(server, receive_buffer=16_384).shake_hands() as raw:
+        raw.send(TEXT, b"go")
+        eventually(lambda: ends)
+    assert [code for _, code in ends] == [None]
+    assert server.server._pings.timed_out == 1
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [(0.1, 0.5), (0.5, 0.1)])
+def test_a_timeout_may_be_longer_or_shorter_than_the_interval(
+    start_server: StartServer, settings: Any, ends: list[Any], interval: float, timeout: float
+) -> None:
+    settings.MEASE_PING_INTERVAL, settings.MEASE_PING_TIMEOUT = interval, timeout
+    server = start_server()
+    with RawClient(server).shake_hands() as dead, RawClient(server).shake_hands() as alive:
+        for _ in range(8 if interval < timeout else 2):
+            assert alive.frame() == (PING, b"")
+            alive.send(PONG)
+        eventually(lambda: ends)
+        assert list(dead.frames())[-1] == (PING, b"")
+        alive.send(PING, b"alive")
+        while alive.frame() != (PONG, b"alive"):
+            pass
+    assert server.server._pings.timed_out == 1

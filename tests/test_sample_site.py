@@ -101,7 +101,7 @@ def test_the_demo_says_where_to_go_and_how_to_log_in(demo: Demo) -> None:
 def test_what_one_page_says_arrives_at_the_other_and_is_stored(demo: Demo) -> None:
     with demo.connect() as one, demo.connect() as two:
         received(one, "announcement"), received(two, "announcement")
-        one.send(json.dumps({"who": "Ada", "text": "<b>Good</b> morning!"}))
+        one.send(json.dumps({"type": "chat.say", "who": "Ada", "text": "<b>Good</b> morning!"}))
         assert received(two, "chat.message")["text"] == "<b>Good</b> morning!"
         assert received(one, "chat.message")["who"] == "Ada"
     assert "&lt;b&gt;Good&lt;/b&gt; morning!" in demo.get("/")
@@ -109,10 +109,12 @@ def test_what_one_page_says_arrives_at_the_other_and_is_stored(demo: Demo) -> No
         assert received(late, "chat.message")["who"] == "Ada"
 
 
-@pytest.mark.parametrize("frame", ["no json", "[]", '{"who": 1, "text": "x"}', '{"who": "x", "text": ""}', b"\xff\x00"])
-def test_what_is_no_chat_message_is_answered_to_its_sender(demo: Demo, frame: str | bytes) -> None:
+@pytest.mark.parametrize("fields", ['"who": 1, "text": "x"', '"who": "x", "text": ""', '"who": "x"'])
+def test_what_is_no_chat_message_is_answered_to_its_sender(demo: Demo, fields: str) -> None:
     with demo.connect() as client:
-        client.send(frame)
+        client.send("no json")
+        client.send(b"\xff\x00")
+        client.send('{"type": "chat.say", %s}' % fields)
         assert received(client, "error")["text"]
 
 
@@ -136,8 +138,10 @@ def test_a_foreign_page_is_refused(demo: Demo) -> None:
     demo.process.wait_for("MEASE_ALLOWED_ORIGINS")
 
 
-@pytest.mark.parametrize("arguments", [["check", "--fail-level", "WARNING"], ["makemigrations", "--check"]])
-def test_the_sites_checks_and_migrations_are_clean(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["check", "--fail-level", "WARNING"], ["makemigrations", "--check"], ["test", "--noinput"]]
+)
+def test_the_sites_checks_migrations_and_tests_are_clean(arguments: list[str]) -> None:
     process = Process([sys.executable, "manage.py", *arguments], SITE, {})
     assert process.wait() == 0, process.out + process.err
 

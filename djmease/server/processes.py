@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
 
 RELOAD_EXIT_CODE = 3
+PARENT_INTERVAL = 1.0
+"""Seconds between two looks of a child at whether its parent lives."""
 STOP_TIMEOUT = 15.0
 """Seconds that a child has to end before it is killed."""
 
@@ -51,6 +53,13 @@ def watch_code(on_change: Callable[[], None]) -> None:
             on_change()
 
     threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
+
+
+async def parent_has_gone() -> None:
+    """Return when the process that started this one has ended: nobody else would end a child then."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(PARENT_INTERVAL)
 
 
 class Supervisor:

@@ -7,7 +7,8 @@ from chat.models import Message
 
 @admin.register(Message)
 class MessageAdmin(admin.ModelAdmin):
-    list_display = ["created", "who", "text"]
+    list_display = ["created", "room", "who", "text"]
+    list_filter = ["room"]
     search_fields = ["text", "who"]
 
     def has_add_permission(self, request) -> bool:

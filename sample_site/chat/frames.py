@@ -1,36 +1,35 @@
-"""Read what a page sent. Anybody can connect, so any bytes can come."""
+"""Read what a page sent. Anybody can connect, so anything can come."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AbstractBaseUser
 
 from chat.models import TEXT_LENGTH, WHO_LENGTH
 
 
 class FrameError(Exception):
-    """A frame that is not taken. Its text says why, to whoever sent it."""
+    """A message that is not taken. Its text says why, to whoever sent it."""
 
 
-def read_frame(frame: str | bytes) -> dict[str, str]:
-    """Return `{"who": …, "text": …}`, both clean, from a frame that holds such an object as JSON.
-
-    Raise `FrameError` if it holds anything else. Further keys are passed over.
-    """
-    said = read_json(frame)
-    if not isinstance(said, dict):
-        raise FrameError("A message is a JSON object.")
+def read_said(message: Mapping[str, object]) -> dict[str, str]:
+    """Return `{"who": …, "text": …}`, both clean. Further keys are passed over, and `FrameError` says what is wrong."""
     return {
-        "who": clean("name", said.get("who"), WHO_LENGTH),
-        "text": clean("message", said.get("text"), TEXT_LENGTH),
+        "who": clean("name", message.get("who"), WHO_LENGTH),
+        "text": clean("message", message.get("text"), TEXT_LENGTH),
     }
 
 
-def read_json(frame: str | bytes) -> object:
-    try:
-        return json.loads(frame)
-    # RecursionError: "[[[[…" as long as a frame may be.
-    except (ValueError, RecursionError):
-        raise FrameError("That is not JSON.") from None
+def read_whisper(message: Mapping[str, object]) -> tuple[AbstractBaseUser, str]:
+    """Return the user to whom a page whispers, and the clean text. Raise `FrameError` where there is none."""
+    name = clean("name", message.get("to"), WHO_LENGTH)
+    users = get_user_model()._default_manager
+    to = users.filter(**{get_user_model().USERNAME_FIELD: name}).first()
+    if to is None:
+        raise FrameError(f"There is nobody called {name}.")
+    return to, clean("message", message.get("text"), TEXT_LENGTH)
 
 
 def clean(label: str, value: object, max_length: int) -> str:

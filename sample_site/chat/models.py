@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from django.db import models
 
+ROOM_LENGTH = 40
 WHO_LENGTH = 40
 TEXT_LENGTH = 500
 HISTORY_LENGTH = 20
 
 
 class Message(models.Model):
+    room = models.SlugField(max_length=ROOM_LENGTH, default="lobby")
     who = models.CharField(max_length=WHO_LENGTH)
     text = models.CharField(max_length=TEXT_LENGTH)
     created = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
-        return f"{self.who}: {self.text}"
+        return f"{self.room}, {self.who}: {self.text}"
 
     @classmethod
-    def latest(cls, count: int = HISTORY_LENGTH) -> list[Message]:
-        """Return the last `count` messages, oldest first."""
-        return list(cls.objects.order_by("-id")[:count])[::-1]
+    def latest(cls, room: str, count: int = HISTORY_LENGTH) -> list[Message]:
+        """Return the last `count` messages of a room, oldest first."""
+        return list(cls.objects.filter(room=room).order_by("-id")[:count])[::-1]
 
     def as_dict(self) -> dict[str, str | int]:
         """Return this message as the pages get it: what JSON can hold."""

@@ -67,6 +67,7 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
+LOGIN_URL = "admin:login"
 
 SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 
@@ -75,9 +76,12 @@ SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 MEASE_PORT = int(os.environ.get("SAMPLE_SITE_WEBSOCKET_PORT", 8001))
 MEASE_EMBEDDED_DIR = os.environ.get("SAMPLE_SITE_EMBEDDED_DIR")
 
-# What is published on "announcement" is written to every page, and this line is all it takes.
-# The chat has its callbacks in chat/mease_registry.py, where decorators register them.
-MEASE_ROUTES = {"announcement": "djmease.senders.broadcast"}
+# What is published on these is written to the pages it is for, and a line is all it takes.
+# The chat has its other callbacks in chat/mease_registry.py, where decorators register them.
+MEASE_ROUTES = {
+    "announcement": "djmease.senders.broadcast",
+    "chat.whisper": "djmease.senders.broadcast",
+}
 
 # A page that comes back after a broken connection hears what is announced by now.
 MEASE_OPENERS = ["announcements.live.greet"]

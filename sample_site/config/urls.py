@@ -1,13 +1,15 @@
-"""Addresses of the sample site: one page, and the admin."""
+"""Addresses of the sample site: rooms, the members' room, and the admin."""
 
 from __future__ import annotations
 
 from django.contrib import admin
 from django.urls import path
 
-from chat.views import page
+from chat.views import members, room
 
 urlpatterns = [
-    path("", page, name="page"),
+    path("", room, name="lobby"),
+    path("rooms/<slug:room>/", room, name="room"),
+    path("members/", members, name="members"),
     path("admin/", admin.site.urls),
 ]

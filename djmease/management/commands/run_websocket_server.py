@@ -28,10 +28,12 @@ from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
     is_child,
+    parent_has_gone,
     server_arguments,
     site_arguments,
     watch_code,
 )
+from djmease.server.server import Server
 
 BACKLOG = 1024
 DEFAULT_SITE = "127.0.0.1:8000"
@@ -135,8 +137,15 @@ class Command(BaseCommand):
         self._write(_banner(registry, sockets) + "\n")
         if may_reload:
             watch_code(on_change)
+        orphaned = asyncio.create_task(self._stop_as_orphan(server))
         await server.serve()
+        orphaned.cancel()
         return exit_code
+
+    async def _stop_as_orphan(self, server: Server) -> None:
+        if is_child():
+            await parent_has_gone()
+            server.stop()
 
 
 def _configure_logging(*, verbose: bool) -> None:

@@ -13,6 +13,7 @@ class Migration(migrations.Migration):
             name="Message",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("room", models.SlugField(default="lobby", max_length=40)),
                 ("who", models.CharField(max_length=40)),
                 ("text", models.CharField(max_length=500)),
                 ("created", models.DateTimeField(auto_now_add=True)),

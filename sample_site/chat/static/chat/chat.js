@@ -22,7 +22,8 @@
 
   function address() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    return `${scheme}://${location.hostname}:${byId("live").dataset.websocketPort}/`;
+    const { websocketPort, room } = byId("live").dataset;
+    return `${scheme}://${location.hostname}:${websocketPort}/?room=${encodeURIComponent(room)}`;
   }
 
   function connect() {
@@ -63,6 +64,8 @@
 
   const shows = new Map([
     ["chat.message", showMessage],
+    ["chat.whisper", showWhisper],
+    ["mease.refused", showRefusal],
     ["announcement", showAnnouncement],
     ["error", showError],
   ]);
@@ -78,6 +81,21 @@
     while (messages.children.length > MAX_MESSAGES) messages.firstElementChild.remove();
     if (atEnd) scrollToEnd();
     else newest.hidden = false;
+  }
+
+  // A whisper is stored nowhere, and stands behind what was last when it came.
+  function showWhisper(message) {
+    const last = Number(messages.lastElementChild?.dataset.id ?? 0);
+    const text = `to ${message.to} alone: ${message.text}`;
+    const item = newItem({ ...message, text, id: last, created: new Date().toISOString() });
+    item.classList.add("whisper");
+    messages.append(item);
+    if (atEnd) scrollToEnd();
+    else newest.hidden = false;
+  }
+
+  function showRefusal() {
+    showError({ text: "Log in to whisper to somebody: it is what the members' room is for." });
   }
 
   // Everything from outside goes through textContent, never through innerHTML.
@@ -174,15 +192,22 @@
       return;
     }
     sent = text.value;
-    socket.send(JSON.stringify({ who: who.value, text: sent }));
+    socket.send(JSON.stringify(frameOf(sent)));
     text.value = "";
     byId("problem").textContent = "";
     text.focus();
     scrollToEnd();
   }
 
+  function frameOf(typed) {
+    const whisper = /^@(\S+)\s+(.+)$/s.exec(typed);
+    if (whisper) return { type: "chat.whisper", to: whisper[1], text: whisper[2] };
+    return { type: "chat.say", who: who.value, text: typed };
+  }
+
   // Each tab keeps its own name, so that one person can try out two.
   function rememberName() {
+    if (who.readOnly) return;
     who.value = sessionStorage.getItem("who") ?? `Guest ${100 + Math.floor(Math.random() * 900)}`;
     who.addEventListener("input", () => sessionStorage.setItem("who", who.value));
   }
