@@ -28,11 +28,21 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Warn, with ``check --deploy``, of what serves a laptop and not a site."""
-    if settings.MEASE_REDIS_URL != embedded.EMBEDDED_URL:
+    url = settings.MEASE_REDIS_URL
+    # Not a fault at other times: test runners switch DEBUG off, and the server and publish() say it where it matters.
+    if url is None and not settings.DEBUG:
+        return [
+            CheckWarning(
+                "MEASE_REDIS_URL is not set, and DEBUG is off: nothing can be published.",
+                hint=_REDIS_HINT,
+                id="djmease.W005",
+            )
+        ]
+    if url not in (None, embedded.EMBEDDED_URL):
         return []
     return [
         CheckWarning(
-            "MEASE_REDIS_URL is 'embedded://': the embedded Valkey serves the processes of one machine and one user.",
+            "Redis is embedded:// here: the embedded Valkey serves the processes of one machine and one user.",
             hint="Set MEASE_REDIS_URL to a Redis or Valkey that all machines reach, unless there is only this one.",
             id="djmease.W004",
         )
@@ -128,15 +138,7 @@ def _origin_faults(origins: Any) -> Iterator[Fault]:
 
 def _redis_faults() -> Iterator[Fault]:
     url = settings.MEASE_REDIS_URL
-    if url is None and not settings.DEBUG:
-        # No error: test runners switch DEBUG off, and a site without Redis serves its pages; server and publish refuse.
-        yield Fault(
-            id="djmease.W005",
-            message="MEASE_REDIS_URL is not set, and DEBUG is off: nothing can be published.",
-            hint=_REDIS_HINT,
-            is_error=False,
-        )
-    elif _is_text(url) and url != embedded.EMBEDDED_URL:
+    if _is_text(url) and url != embedded.EMBEDDED_URL:
         try:
             connections.check_url(url)
         except ImproperlyConfigured as error:

@@ -249,6 +249,7 @@ def test_the_close_frame_carries_the_code_and_as_much_of_the_reason_as_fits(
         assert client.frame() == (CLOSE, payload)
         client.send(CLOSE)
         assert client.frame() is None
+    eventually(lambda: outcomes)
     assert outcomes == [None]
 
 
@@ -487,6 +488,7 @@ def test_a_client_is_pinged_by_hand(start_server: StartServer) -> None:
             (PING, b"x" * 125),
         ]
         assert (TEXT, b"behind") in received
+    eventually(lambda: outcomes)
     assert outcomes == [None]
     other = create_connection(server.url, timeout=DEADLINE)
     try:

@@ -114,7 +114,7 @@ def test_what_is_no_chat_message_is_answered_to_its_sender(demo: Demo, fields: s
     with demo.connect() as client:
         client.send("no json")
         client.send(b"\xff\x00")
-        client.send('{"type": "chat.say", %s}' % fields)
+        client.send(f'{{"type": "chat.say", {fields}}}')
         assert received(client, "error")["text"]
 
 
