@@ -42,7 +42,7 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     MAX_MESSAGE_SIZE = 64 * 1024
     # Bytes of one published message.
     MAX_PUBLISH_SIZE = 1024 * 1024
-    # Unsent bytes that may wait for one client that does not read.
+    # Unsent bytes that may wait for one client that has read nothing for a second; four times as many for any client.
     MAX_CLIENT_BUFFER = 1024 * 1024
     # Seconds between pings to a client, and seconds it has to answer one.
     PING_INTERVAL = 25

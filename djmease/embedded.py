@@ -32,6 +32,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 EMBEDDED_URL = "embedded://"
+RESPONSE_TIMEOUT = 2.0
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
@@ -77,9 +78,15 @@ def make_private(home: Path) -> None:
 
     Raises ``ImproperlyConfigured`` that names the cure.
     """
-    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        home.mkdir(mode=0o700)
+    try:
+        home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            home.mkdir(mode=0o700)
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"{home} cannot be made for the embedded Valkey ({error.strerror}): set MEASE_EMBEDDED_DIR to a directory "
+            "of your own."
+        ) from error
     check_private(home)
 
 
@@ -162,7 +169,6 @@ class EmbeddedValkey:
         self.home = home
         self.socket = socket_path(home)
         self._users: IO[bytes] | None = None
-        self._started: subprocess.Popen[bytes] | None = None
 
     def acquire(self) -> None:
         """Hold a share in it, and start it where it does not run.
@@ -190,33 +196,23 @@ class EmbeddedValkey:
             except BlockingIOError:
                 return
             finally:
-                self._reap()
+                self._users = None
             self._stop()
-            if self._started is not None:
-                self._started.wait()
-        self._users = None
 
     def _start(self) -> None:
-        self._reap()
         self.socket.unlink(missing_ok=True)
-        binary = find_binary()
-        log = self.home / "valkey.log"
-        self._started = subprocess.Popen(
-            [binary, *self._arguments(log)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        binary, log = find_binary(), self.home / "valkey.log"
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._answers():
-            if self._started.poll() is not None or time.monotonic() > deadline:
-                self._started.kill()
+        # It puts itself into a session of its own, so that it is nobody's child and no terminal's signal reaches it.
+        code = subprocess.run([binary, *self._arguments(log)], stdin=subprocess.DEVNULL, check=False).returncode
+        while code or not self._answers():
+            if code or time.monotonic() > deadline:
                 raise ImproperlyConfigured(f"The embedded Valkey ({binary}) does not start: its log is {log}.")
             time.sleep(0.01)
 
     def _arguments(self, log: Path) -> list[str]:
         options = {
+            "daemonize": "yes",
             "port": "0",
             "unixsocket": str(self.socket),
             "unixsocketperm": "700",
@@ -235,8 +231,8 @@ class EmbeddedValkey:
     def _client(self) -> Redis:
         return Redis(
             unix_socket_path=str(self.socket),
-            socket_timeout=2.0,
-            socket_connect_timeout=2.0,
+            socket_timeout=RESPONSE_TIMEOUT,
+            socket_connect_timeout=RESPONSE_TIMEOUT,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
         )
@@ -268,14 +264,9 @@ class EmbeddedValkey:
 
     def _runs(self, pid: int) -> bool:
         # Its socket goes with it, so that a number that has found another process is not taken for it.
-        self._reap()
         if not pid or not self.socket.exists():
             return False
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, 0)
             return True
         return False
-
-    def _reap(self) -> None:
-        if self._started is not None and self._started.poll() is not None:
-            self._started = None

@@ -504,6 +504,16 @@ def test_no_subprotocol_is_selected_and_one_that_is_offered_is_no_error(start_se
     assert connection.subprotocol is None
 
 
+def test_a_subprotocol_that_a_handler_selects_is_agreed_on(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, opened: list[Client]
+) -> None:
+    monkeypatch.setattr(Client, "select_subprotocol", lambda self, names: names[-1])
+    connection = start_server().connect(subprotocols=["chat", "other"])
+    assert connection.subprotocol == "other"
+    eventually(lambda: opened)
+    assert opened[0].selected_subprotocol == "other"
+
+
 # That it goes
 
 

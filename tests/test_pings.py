@@ -220,6 +220,13 @@ async def test_nothing_is_asked_any_more_once_pings_are_stopped() -> None:
         assert await link.read_bytes(5) == build_frame(BINARY, b"end")
 
 
+def judge(pings: Pings) -> None:
+    """Do what the timer does at the deadline of the one connection that was asked."""
+    (entry,) = pings._to_answer
+    pings._to_answer.clear()
+    pings._judge(*entry)
+
+
 @run
 async def test_a_connection_that_is_read_again_in_the_tick_of_its_deadline_is_heard_first() -> None:
     """Its pong has waited in the kernel all the time, for which it is not to blame."""
@@ -236,10 +243,27 @@ async def test_a_connection_that_is_read_again_in_the_tick_of_its_deadline_is_he
         await link.send(masked_frame(PONG, b""))
         await asyncio.sleep(0.04)
         link.protocol.resume_reading()
-        pings._turn()
-        pings.stop()
-        await asyncio.sleep(0)
+        judge(pings)
         assert link.handler.ends == []
+
+
+@run
+async def test_a_loop_that_was_busy_itself_does_not_blame_its_clients_for_it() -> None:
+    """The ping has not even left: whoever was asked in the same turn would be given up at once, all of them."""
+    loop = asyncio.get_running_loop()
+    outbox = Outbox(loop, limit=1000)
+    pings = Pings(loop, outbox, interval=0.01, timeout=0.02)
+    with Link(outbox) as link:
+        pings.start()
+        pings.add(link.protocol)
+        while not link.protocol.waiting and not link.protocol.sent:
+            await asyncio.sleep(0)
+        time.sleep(0.1)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        pings.stop()
+        assert link.handler.ends == []
+        assert await link.read_bytes(2) == build_frame(PING, b"")
 
 
 @run
@@ -256,8 +280,7 @@ async def test_a_ping_behind_a_large_message_of_the_same_tick_is_not_expected_to
         await asyncio.sleep(0)
         await link.read_bytes(1_000_000)
         await asyncio.sleep(0.04)
-        pings._turn()
-        pings.stop()
+        judge(pings)
         assert link.handler.ends == []
 
 

@@ -928,3 +928,91 @@ async def test_a_reused_number_is_not_deaf() -> None:
             finally:
                 for sock in spare:
                     sock.close()
+
+
+@run
+async def test_what_the_stream_has_not_sent_yet_is_sent_first() -> None:
+    ours, peer = socket.socketpair()
+    peer.setblocking(False)
+    stream = IOStream(ours)
+    loop = asyncio.get_running_loop()
+    head = b"HTTP/1.1 101 " + bytes(3_000_000)
+    stream.write(head)
+    assert stream.writing()
+    outbox = Outbox(loop, limit=10_000_000)
+    handler = Handler()
+    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+    assert protocol._take_over(stream) == b""
+    outbox.write(protocol, build_frame(TEXT, b"first"))
+    protocol.close(1000, None)
+    expected = head + build_frame(TEXT, b"first") + build_close(1000, None)
+    received = b""
+    async with asyncio.timeout(DEADLINE):
+        while len(received) < len(expected):
+            received += await loop.sock_recv(peer, 65536)
+    assert received == expected
+    protocol.abort()
+    peer.close()
+
+
+@run
+async def test_a_unix_socket_does_as_well_and_tells_what_is_not_delivered() -> None:
+    ours, peer = socket.socketpair(socket.AF_UNIX)
+    peer.setblocking(False)
+    loop = asyncio.get_running_loop()
+    outbox = Outbox(loop, limit=10_000_000)
+    handler = Handler()
+    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+    protocol._take_over(IOStream(ours))
+    assert protocol.undelivered() == 0
+    outbox.write(protocol, build_frame(BINARY, bytes(1000)))
+    await asyncio.sleep(0)
+    before = protocol.delivered()
+    assert protocol.undelivered() > 0
+    assert await loop.sock_recv(peer, 65536) == build_frame(BINARY, bytes(1000))
+    assert protocol.undelivered() == 0
+    assert protocol.delivered() > before
+    await loop.sock_sendall(peer, frame(CLOSE, b"\x03\xe8"))
+    async with asyncio.timeout(DEADLINE):
+        assert await loop.sock_recv(peer, 65536) == build_close(1000, None)
+        assert await loop.sock_recv(peer, 65536) == b""
+    assert protocol.undelivered() == 0
+    assert handler.ends == [(1000, None)]
+    peer.close()
+
+
+@run
+async def test_a_stream_that_has_closed_is_not_taken_over() -> None:
+    ours, peer = socket.socketpair()
+    stream = IOStream(ours)
+    stream.close()
+    handler = Handler()
+    outbox = Outbox(asyncio.get_running_loop(), limit=1)
+    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=1)  # type: ignore[arg-type]
+    assert protocol._take_over(stream) == b""
+    assert protocol._socket is None
+    assert protocol.closing
+    peer.close()
+
+
+@run
+async def test_what_tornado_may_call_and_we_do_not_have_says_so_or_ends_the_connection() -> None:
+    with Link() as link:
+        with pytest.raises(NotImplementedError):
+            link.protocol.write_message("x")
+        with pytest.raises(NotImplementedError):
+            link.protocol._process_server_headers("", {})
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        logged: list[Any] = []
+        link.handler.log_exception = lambda *error: logged.append(error[0])  # type: ignore[attr-defined]
+        assert link.protocol._run_callback(fail) is None
+        assert logged == [ZeroDivisionError]
+        assert link.handler.ends == [(None, None)]
+        assert await link.read() == b""
+    with Link() as link:
+        link.protocol.on_connection_close()
+        assert link.handler.ends == [(None, None)]
+        assert await link.read() == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
@@ -15,6 +16,10 @@ from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
 
 logger = logging.getLogger("djmease.server")
+
+
+IDENTIFY_TIMEOUT = 10.0
+"""Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
 
 
 class Events(Protocol):
@@ -154,8 +159,11 @@ class Client(WebSocketHandler):
             logger.warning("refused %s from %s: %s", self.request.path, self.request.remote_ip, refusal)
             self._answer(403, refusal + "\n")
             return
+        if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return  # Tornado answers it; nothing is read from a database for what is no handshake.
         try:
-            self.identity = await self._events.identify(self.request)
+            async with asyncio.timeout(IDENTIFY_TIMEOUT):
+                self.identity = await self._events.identify(self.request)
         except Exception:
             logger.exception("the session of a handshake from %s could not be read", self.request.remote_ip)
             self._answer(503, "The session could not be read: try again later.\n")

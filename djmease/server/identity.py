@@ -41,6 +41,8 @@ class Gate:
         if not domain or not validate_host(domain, list(self.allowed_hosts)):
             return f"the Host {host!r} is not allowed: add it to ALLOWED_HOSTS"
         origin = request.headers.get("Origin")
+        if origin is None and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+            return "a browser says that the page is another site's, and no Origin says which"
         if origin is None or self._allows(origin, domain):
             # Browsers always send an Origin; what sends none is not a page that somebody was lured to.
             return None

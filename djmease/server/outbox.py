@@ -8,7 +8,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
+
+from django.utils.functional import Promise
 
 from djmease.messages import to_json
 from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
@@ -26,6 +29,8 @@ def frame_of(message: Any, binary: bool = False) -> bytes:
 
     Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
     """
+    if isinstance(message, Promise):
+        message = str(message)  # A translation is made where it is written.
     if isinstance(message, str):
         return build_frame(BINARY if binary else TEXT, message.encode())
     if isinstance(message, (bytes, bytearray, memoryview)):
@@ -102,7 +107,8 @@ class Outbox:
         # The flag is read behind the append and cleared before the drain reads, so that no append goes unseen.
         if not self._is_awake and not self._loop.is_closed():
             self._is_awake = True
-            self._loop.call_soon_threadsafe(self._drain)
+            with suppress(RuntimeError):  # The loop has closed in this moment, and the clients have gone with it.
+                self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
         """Take what threads have written so far: a prefix of known length, since they go on appending."""
@@ -133,6 +139,9 @@ class Outbox:
 
     def _is_slow(self, connection: WebSocketProtocol) -> bool:
         """Tell whether too much is left from earlier flushes, and the client has read nothing of it for a while."""
+        if len(connection.backlog) <= self._limit:
+            return False
+        connection.push()
         is_stuck = self._loop.time() - connection.progressed_at > GRACE
         return len(connection.backlog) > self._limit * (1 if is_stuck else HARD_LIMIT)
 

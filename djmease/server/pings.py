@@ -28,10 +28,13 @@ class Pings:
         self._to_ping: deque[tuple[float, WebSocketProtocol]] = deque()
         self._to_answer: deque[tuple[float, WebSocketProtocol, int | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._judge_from = 0.0
         self.timed_out = 0
 
     def start(self) -> None:
-        self._timer = self._loop.call_later(self._step, self._turn)
+        self._due = self._loop.time() + self._step
+        self._timer = self._loop.call_at(self._due, self._turn)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -42,9 +45,12 @@ class Pings:
         self._to_ping.append((self._loop.time() + self._interval, connection))
 
     def _turn(self) -> None:
-        self.start()
         now = self._loop.time()
-        while self._to_answer and self._to_answer[0][0] <= now - self._timeout:
+        if now - self._due > self._timeout / 2:
+            # The loop itself was away: nobody could be asked or heard, and everybody gets the whole time again.
+            self._judge_from = now + self._timeout
+        self.start()
+        while now >= self._judge_from and self._to_answer and self._to_answer[0][0] <= now - self._timeout:
             self._judge(*self._to_answer.popleft())
         while self._to_ping and self._to_ping[0][0] <= now:
             self._ping(self._to_ping.popleft()[1], now)

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import binascii
 import codecs
-import errno
 import fcntl
 import logging
 import socket
@@ -306,6 +305,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """Read again."""
         if not self._is_reading and self._socket is not None:
             self._is_reading = True
+            # What it has said meanwhile is still in the kernel.
+            self.heard_at = self._loop.time()
             self._loop.add_reader(self._socket, self._on_readable)
 
     @property
@@ -386,6 +387,11 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self.progressed_at = self._loop.time()
         self._loop.add_writer(self._socket, self._on_writable)
 
+    def push(self) -> None:
+        """Give the kernel what it takes of the backlog now; the loop may have been too busy to ask."""
+        if self.backlog:
+            self._on_writable()
+
     def _on_writable(self) -> None:
         if self._socket is None:
             return
@@ -403,7 +409,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
 
     def undelivered(self) -> int:
         """Return how many bytes wait here and in the kernel until the client's side acknowledges them."""
-        return len(self.backlog) + self._queued()
+        return sum(map(len, self.waiting)) + len(self.backlog) + self._queued()
 
     def delivered(self) -> int:
         """Return how many bytes the client's side has acknowledged in all."""
@@ -469,9 +475,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         assert self._socket is not None
         try:
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
+        except OSError:
             self._disconnect()
 
     def _end(self, code: int | None, reason: str | None) -> None:

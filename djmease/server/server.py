@@ -115,6 +115,7 @@ class Server:
         self._stopping.set()
 
     async def _end(self, listening: asyncio.Task[Any]) -> None:
+        self._stopping.set()
         self._http.stop()
         self._pings.stop()
         listening.cancel()

@@ -1,0 +1,324 @@
+"""run_websocket_server as a process, from its banner to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect, unix_connect
+
+from tests.support import DEADLINE, Process, Project, eventually
+
+ECHO = """
+import djmease
+
+@djmease.sender(routing="echo")
+def show(message, clients_list):
+    clients_list.send(message)
+
+@djmease.receiver
+def say(client, message):
+    djmease.publish("echo", message)
+
+@djmease.closer
+def note(client):
+    with open("closed.txt", "a") as file:
+        file.write(f"{client.close_code}\\n")
+"""
+
+
+def url(port: int) -> str:
+    return f"ws://127.0.0.1:{port}/"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def valkey_pid(project: Project) -> int:
+    return int((project.runtime / "valkey.pid").read_text())
+
+
+def failure(process: Process) -> str:
+    """Return the sentence with which a process failed; it has to be one, without a traceback."""
+    assert process.wait() == 1
+    assert "Traceback" not in process.err
+    return process.err
+
+
+def test_the_banner_tells_what_a_person_wants_to_know(project: Project) -> None:
+    project.registry(ECHO)
+    project.settings("MEASE_ROUTES = {'news': 'djmease.senders.broadcast'}\nMEASE_PATH = '/ws/'")
+    server = project.start("run_websocket_server")
+    port = server.port()
+    lines = server.out.splitlines()
+    assert lines[0].startswith("django-mease ") and "Django" in lines[0] and "Tornado" in lines[0]
+    assert "Settings  site_settings" in lines
+    assert f"Address   ws://127.0.0.1:{port}/ws/" in lines
+    assert f"Redis     unix://{project.runtime}/valkey.sock (embedded Valkey)" in lines
+    routes = lines[lines.index("Routes") + 1 : lines.index("Receivers")]
+    assert [route.split() for route in routes] == [
+        ["news", "djmease.senders.broadcast", "MEASE_ROUTES['news']"],
+        ["echo", "app.mease_registry.show", "app.mease_registry:4"],
+    ]
+    assert lines[lines.index("Receivers") + 1].split() == ["app.mease_registry.say", "app.mease_registry:8"]
+    assert "Closers" in lines and "Openers" not in lines
+
+
+def test_a_server_without_callbacks_says_so_and_masks_the_password(project: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    project.settings(f"MEASE_REDIS_URL = 'redis://:secret@127.0.0.1:{port}/0'")
+    error = failure(project.start("run_websocket_server"))
+    assert f"Redis at redis://:***@127.0.0.1:{port}/0 does not answer" in error
+    project.settings()
+    server = project.start("run_websocket_server")
+    server.port()
+    assert "none: MEASE_ROUTES is empty, and no mease_registry has a sender" in server.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_signal_ends_it_cleanly(project: Project, number: signal.Signals, debug: bool) -> None:
+    project.registry(ECHO)
+    project.settings(debug=debug)
+    server = project.start("run_websocket_server")
+    port, valkey = server.port(), valkey_pid(project)
+    children = children_of(server.pid)
+    with connect(url(port)) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+        server.send_signal(number)
+        with pytest.raises(ConnectionClosed) as caught:
+            client.recv(5)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1001
+    assert server.wait() == 0
+    assert (project.home / "closed.txt").read_text() == "1001\n"
+    assert not any(is_alive(pid) for pid in [valkey, *children])
+
+
+def test_it_publishes_from_the_shell_of_another_process(project: Project) -> None:
+    project.registry(ECHO)
+    server = project.start("run_websocket_server", "-v", "2")
+    with connect(url(server.port())) as client:
+        done = project.run("shell", "-v", "0", "-c", "import djmease; print(djmease.publish('echo', 'Hello world !'))")
+        assert client.recv(5) == "Hello world !"
+    message_id = done.out.split()[-1]
+    server.wait_for(f"echo {message_id}: app.mease_registry.show, 1 clients, ")
+
+
+@pytest.mark.parametrize("address", ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"])
+def test_forms_of_an_address(project: Project, address: str) -> None:
+    if "::" in address and not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    assert project.start("run_websocket_server", address).port() > 0
+
+
+@pytest.mark.parametrize("address", ["eight", "127.0.0.1", "1:2:3", "70000", "127.0.0.1:99999"])
+def test_what_is_no_address_is_named(project: Project, address: str) -> None:
+    assert f"{address!r} is not an address" in failure(project.start("run_websocket_server", address))
+
+
+def test_a_port_in_use_is_one_sentence(project: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = failure(project.start("run_websocket_server", str(port)))
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in error
+    assert not (project.runtime / "valkey.sock").exists(), "the embedded Valkey ends with it"
+
+
+def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(project: Project) -> None:
+    path = project.runtime.parent / "mease.sock"
+    project.registry(ECHO)
+    server = project.start("run_websocket_server", "--unix", str(path))
+    server.wait_for("Quit with Ctrl-C.")
+    assert f"unix:{path}" in server.out
+    with unix_connect(str(path), "ws://127.0.0.1/") as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+    assert f"Another server listens on {path}" in failure(project.start("run_websocket_server", "--unix", str(path)))
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    assert path.exists()
+    again = project.start("run_websocket_server", "--unix", str(path))
+    again.wait_for("Quit with Ctrl-C.")
+    missing = project.start("run_websocket_server", "--unix", str(path / "below"))
+    assert "cannot listen on" in failure(missing)
+
+
+def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        os.set_inheritable(listening.fileno(), True)
+        command = [sys.executable, "manage.py", "run_websocket_server", "--fd", str(listening.fileno())]
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command,
+            cwd=project.home,
+            env=environment,
+            pass_fds=[listening.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            with connect(url(listening.getsockname()[1])):
+                pass
+        finally:
+            process.terminate()
+            process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    assert "--fd 77 is not an open socket" in failure(project.start("run_websocket_server", "--fd", "77"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("MEASE_ROUTES = {'news': 'no.where'}", ["MEASE_ROUTES['news']", "there is no module 'no'", "E002"]),
+        ("MEASE_PORT = 'x'", ["MEASE_PORT is 'x'", "E008"]),
+        ("MEASE_REDIS_URL = None", ["MEASE_REDIS_URL is not set", "embedded://"]),
+        ("MEASE_EMBEDDED_DIR = '/proc/nowhere'", ["MEASE_EMBEDDED_DIR"]),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(project: Project, settings: str, words: list[str]) -> None:
+    project.settings(settings)
+    error = failure(project.start("run_websocket_server"))
+    assert all(word in error for word in words), error
+
+
+def test_an_error_in_a_registry_module_is_shown_as_it_is(project: Project) -> None:
+    project.registry("import djmease\n1 / 0\n")
+    done = project.run("run_websocket_server")
+    assert done.code == 1
+    assert "mease_registry.py" in done.err and "ZeroDivisionError" in done.err
+
+
+def change(file: Path, text: str, server: Process) -> None:
+    """Save a file as an editor does, again and again: what is saved before the first look at it shows no change."""
+    before = server.out.count("changed, reloading") + server.err.count("changed, reloading")
+    file.write_text(text)
+
+    def is_noticed() -> bool:
+        status = file.stat()
+        os.utime(file, (status.st_atime, status.st_mtime + 1))
+        return server.out.count("changed, reloading") + server.err.count("changed, reloading") > before
+
+    eventually(is_noticed, "the change")
+
+
+def test_code_that_changes_is_loaded_and_the_embedded_valkey_lives_through_it(project: Project) -> None:
+    registry = project.registry(ECHO)
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    first, valkey = server.port(), valkey_pid(project)
+
+    with connect(url(first)) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+        eventually(lambda: "say, 1 clients" in server.err)
+        change(registry, ECHO.replace("send(message)", "send(message + ' again')"), server)
+        with pytest.raises(ConnectionClosed):
+            client.recv(DEADLINE)
+    with connect(url(server.port(times=2))) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi again"
+    change(registry, "import djmease\nthis is no Python\n", server)
+    server.wait_for("waiting for a change of its code")
+    change(registry, ECHO, server)
+    with connect(url(server.port(times=3))) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+    assert valkey_pid(project) == valkey
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert not is_alive(valkey)
+
+
+def test_a_signal_ends_the_wait_for_a_change_too(project: Project) -> None:
+    registry = project.registry(ECHO)
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    change(registry, "1 / 0", server)
+    server.wait_for("waiting for a change of its code")
+    server.send_signal(signal.SIGTERM)
+    server.wait()
+    assert not (project.runtime / "valkey.sock").exists()
+
+
+def test_a_child_ends_when_its_parent_was_killed(project: Project) -> None:
+    project.registry(ECHO)
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    children = children_of(server.pid)
+    assert children
+    valkey = valkey_pid(project)
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: not any(is_alive(pid) for pid in [*children, valkey]))
+
+
+def test_the_embedded_valkey_is_started_again_when_it_dies(project: Project) -> None:
+    project.registry(ECHO)
+    server = project.start("run_websocket_server")
+    with connect(url(server.port())) as client:
+        os.kill(valkey_pid(project), signal.SIGKILL)
+        server.wait_for("Redis is back after")
+        client.send("still here")
+        assert client.recv(5) == "still here"
+    assert server.err.count("Redis is gone") == 1
+
+
+def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Project) -> None:
+    project.write(
+        "urls.py",
+        "from django.http import HttpResponse\nfrom django.urls import path\n"
+        "urlpatterns = [path('', lambda request: HttpResponse('the page'))]\n",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    project.settings("ROOT_URLCONF = 'urls'", debug=True)
+    server = project.start("run_websocket_server", "--with-site", f"127.0.0.1:{port}")
+    server.port()
+    server.wait_for(f"site | Starting development server at http://127.0.0.1:{port}/")
+    processes = children_of(server.pid)
+    assert len(processes) == 2, "the server and the site"
+
+    def page() -> bytes:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as response:
+                return bytes(response.read())
+        except OSError:
+            return b""
+
+    assert eventually(page) == b"the page"
+    below = [pid for process in processes for pid in children_of(process)]
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+    eventually(lambda: not any(is_alive(pid) for pid in [*processes, *below]))
+
+
+def test_a_site_that_cannot_start_ends_both(project: Project) -> None:
+    project.write("urls.py", "urlpatterns = []")
+    project.settings("ROOT_URLCONF = 'urls'")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = project.start("run_websocket_server", "--with-site", str(port))
+        assert server.wait() == 1
+    assert "site | Error: That port is already in use." in server.out
+    assert "runserver has ended with exit code 1" in server.out
