@@ -295,7 +295,8 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
     project.settings("ROOT_URLCONF = 'urls'", debug=True)
     server = project.start("run_websocket_server", "--with-site", f"127.0.0.1:{port}")
     server.port()
-    server.wait_for(f"site | Starting development server at http://127.0.0.1:{port}/")
+    server.wait_for(f"development server at http://127.0.0.1:{port}/")
+    assert "site | Quit the server" in server.out
     processes = children_of(server.pid)
     assert len(processes) == 2, "the server and the site"
 

@@ -21,7 +21,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from tornado.httputil import HTTPServerRequest
 
 from djmease.messages import Message
@@ -112,6 +113,14 @@ class Workers:
         threading.Thread(target=self._work, args=(jobs,), name="djmease-worker", daemon=True).start()
 
     def _work(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
+        try:
+            self._work_off(jobs)
+        finally:
+            for connection in connections.all(initialized_only=True):
+                # A database in memory closes only by the base class's method; this thread has no more use for any.
+                BaseDatabaseWrapper.close(connection)
+
+    def _work_off(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
         while (entry := jobs.get()) is not None:
             job, then = entry
             job()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TypeVar
 
 from tornado.netutil import bind_sockets
@@ -28,6 +28,7 @@ class LiveServer:
         self.loop: asyncio.AbstractEventLoop
         self.port = 0
         self._ready = threading.Event()
+        self._serves = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="djmease-live-server", daemon=True)
 
@@ -44,8 +45,9 @@ class LiveServer:
 
     def stop(self) -> None:
         """Return when it has ended, or raise what it died of."""
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.server.stop)
+        if self._serves:
+            with suppress(RuntimeError):  # It may have died, and its loop is closed.
+                self.loop.call_soon_threadsafe(self.server.stop)
         self._thread.join()
         self._raise_error()
 
@@ -75,6 +77,7 @@ class LiveServer:
             self.loop = asyncio.get_running_loop()
             self.server = make_server(loader.load().registry, [listening], hears_redis=self._hears_redis)
             await self.server.start()
+            self._serves = True
             self._ready.set()
             await self.server.serve()
 
