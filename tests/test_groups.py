@@ -174,6 +174,28 @@ def test_a_right_that_is_revoked_does_not_live_as_long_as_the_tab(
     assert any("may not be heard by" in line for line in log_of())
 
 
+@pytest.mark.django_db(transaction=True)
+def test_who_logs_out_is_nobody_when_read_again_and_found_under_no_user(
+    start_server: StartServer, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_IDENTITY_AGE", 0.0)
+
+    @djmease.receiver(type="who", login_required=True)
+    def who(client: Any) -> None:
+        client.send(str(client.user))
+
+    server = start_server()
+    headers = logged_in(User.objects.create_user("ada"), settings)
+    page = server.connect(additional_headers=headers)
+    page.send('{"type": "who"}')
+    assert page.recv(5) == "ada"
+    assert len(server.server.clients._users) == 1
+    importlib.import_module(settings.SESSION_ENGINE).SessionStore(headers["Cookie"].partition("=")[2]).delete()
+    page.send('{"type": "who"}')
+    assert "login_required" in str(page.recv(5))
+    assert server.server.clients._users == {}
+
+
 def test_a_type_that_no_receiver_takes_is_counted_and_named_with_the_closest(
     start_server: StartServer, caplog: pytest.LogCaptureFixture, log_of: Log
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from djmease.messages import check_group, primary_key
 from djmease.server.client import Client
+from djmease.server.identity import Identity
 from djmease.server.outbox import Outbox
 
 Index = dict[str, dict[Client, None]]
@@ -104,6 +105,16 @@ class Clients:
                 _take_out(self._groups, group, client)
             if client.user_key is not None:
                 _take_out(self._users, client.user_key, client)
+
+    def reidentify(self, client: Client, identity: Identity) -> None:
+        """Take what was read anew of a client's session: it is found under the user it has now."""
+        with self._lock:
+            before, client.identity = client.user_key, identity
+            if client.id in self._by_id and client.user_key != before:
+                if before is not None:
+                    _take_out(self._users, before, client)
+                if client.user_key is not None:
+                    self._users.setdefault(client.user_key, {})[client] = None
 
     def join(self, client: Client, group: str) -> None:
         """Put a client into a group; it is found there for as long as it is open."""

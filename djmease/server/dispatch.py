@@ -327,7 +327,8 @@ class Dispatch:
 
     def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
         if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
-            client.identity = identify(client.session.session_key if client.session is not None else None)
+            session_key = client.session.session_key if client.session is not None else None
+            self._clients.reidentify(client, identify(session_key))
         reason = rule.refusal(client.user)
         if reason is None:
             return False
