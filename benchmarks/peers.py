@@ -9,16 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from site_of_benchmarks import DEADLINE, ROOT, Connections, environment_of, serving
+from site_of_benchmarks import DEADLINE, environment_of, serving
 
 from djmease.embedded import EmbeddedValkey
-
-ECHO_PATHS = {"async": "async", "def": "def"}
 
 REGISTRY = """
 import djmease
@@ -27,21 +25,17 @@ import djmease
 def show(message, clients_list):
     for client in clients_list:
         client.write_message(message)
-
-@djmease.receiver
-async def echo(client, message):
-    if client.request.path == "/async":
-        await client.write_message(message)
 """
-REGISTRY_DEF = """
+ECHO_DEF = """
 import djmease
 
 @djmease.receiver
 def echo(client, message):
     client.write_message(message)
 """
+ECHO_ASYNC = ECHO_DEF.replace("def echo", "async def echo")
 
-# A publisher reads how many messages to publish, does it, and says how long it took.
+# A publisher reads how many messages to publish, does it, and says how many seconds it took.
 PUBLISHER = """
 import sys, time, django
 django.setup()
@@ -59,7 +53,6 @@ PUBLISH_CHANNELS = PUBLISHER.format(
     "send = async_to_sync(get_channel_layer().group_send)",
     statement='send("all", {"type": "show", "text": text})',
 )
-
 CHANNELS_SETTINGS = """
 SECRET_KEY = "benchmark"
 ALLOWED_HOSTS = ["*"]
@@ -69,8 +62,6 @@ CHANNEL_LAYERS = {{"default": {{
 }}}}
 """
 CHANNELS_APP = """
-import os
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmark_settings")
 import django
 django.setup()
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
@@ -94,41 +85,35 @@ application = ProtocolTypeRouter({"websocket": URLRouter([
     path("", Show.as_asgi()), path("async", Echo.as_asgi()), path("def", SyncEcho.as_asgi()),
 ])})
 """
-
 # The floor: one call of send for each client and message, in Python, and nothing else.
 BARE_LOOP = """
-import base64, hashlib, socket, sys
+import socket, sys, threading
 listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
-print("port", listening.getsockname()[1], flush=True)
+print(listening.getsockname()[1], flush=True)
 frame = b"\\x81\\x64" + b"x" * 100
 sockets = []
+def accept():
+    while True:
+        connection, _ = listening.accept()
+        connection.recv(4096)
+        sockets.append(connection)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\n\\r\\n")
+threading.Thread(target=accept, daemon=True).start()
 for line in sys.stdin:
-    command, count = line.split()
-    if command == "accept":
-        for _ in range(int(count)):
-            connection, _ = listening.accept()
-            connection.recv(4096)
-            connection.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\n\\r\\n")
-            sockets.append(connection)
-    else:
-        for _ in range(int(count)):
-            for connection in sockets:
-                connection.send(frame)
-    print("done", flush=True)
+    for _ in range(int(line)):
+        for connection in sockets:
+            connection.send(frame)
+    print("0", flush=True)
 """
 
 
 @dataclass(slots=True, kw_only=True)
 class Peer:
-    """A server that runs, and how it is made to send a message to all of its clients."""
+    """A server that runs, and the process that makes it send a message to all of its clients."""
 
     pid: int
     port: int
     publisher: subprocess.Popen[str]
-    prefix: str = ""
-    is_fast: bool = True
-    can_echo: bool = True
-    publish_cost: Callable[[int], float] | None = None
 
     def cpu(self) -> float:
         """Return the seconds of CPU, user and system, of the server so far."""
@@ -139,51 +124,27 @@ class Peer:
         """Return the server's resident bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    def publish(self, count: int, *, wait: bool = True) -> None:
+    def publish(self, count: int) -> None:
+        """Ask for so many messages, as fast as they can be published."""
         assert self.publisher.stdin is not None
-        self.publisher.stdin.write(f"{self.prefix}{count}\n")
+        self.publisher.stdin.write(f"{count}\n")
         self.publisher.stdin.flush()
-        if wait:
-            self.published()
 
-    def published(self) -> str:
-        """Wait until the publisher has done what it was asked, and return what it said."""
+    def published(self) -> float:
+        """Wait until they are published, and return how many seconds that took."""
         assert self.publisher.stdout is not None
-        return self.publisher.stdout.readline()
-
-    def publish_wall(self, count: int) -> float:
-        """Return the microseconds of one publish."""
-        self.publish(count, wait=False)
-        return float(self.published()) / count * 1e6
-
-    def wait_until_ready(self, connections: Connections, count: int) -> None:
-        """Wait until a message reaches every client: some servers subscribe them behind their handshake."""
-        time.sleep(0.5 + count / 2000)
-
-
-def publisher_process(code: str, home: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=home,
-        env=environment_of(home),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+        return float(self.publisher.stdout.readline())
 
 
 @contextmanager
-def djmease() -> Iterator[Peer]:
-    with serving(REGISTRY) as server:
-        publisher = publisher_process(PUBLISH_DJMEASE, server.home)
-        peer = Peer(pid=server.process.pid, port=server.port, publisher=publisher)
-        peer.publish_cost = peer.publish_wall
-        with ending(publisher):
-            yield peer
+def djmease(echo: str = "") -> Iterator[Peer]:
+    registry = {"async": ECHO_ASYNC, "def": ECHO_DEF}.get(echo, REGISTRY)
+    with serving(registry) as server, publishing(PUBLISH_DJMEASE, server.home) as publisher:
+        yield Peer(pid=server.process.pid, port=server.port, publisher=publisher)
 
 
 @contextmanager
-def channels() -> Iterator[Peer]:
+def channels(echo: str = "") -> Iterator[Peer]:
     home = Path(tempfile.mkdtemp(prefix="mease-"))
     valkey = EmbeddedValkey(home / "valkey")
     valkey.acquire()
@@ -193,13 +154,10 @@ def channels() -> Iterator[Peer]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "application:application", "--port", str(port), "--log-level", "error"]
     server = subprocess.Popen([*command, "--backlog", "4096"], cwd=home, env=environment_of(home))
-    publisher = publisher_process(PUBLISH_CHANNELS, home)
     try:
         wait_for_port(port)
-        peer = Peer(pid=server.pid, port=port, publisher=publisher, is_fast=False)
-        peer.publish_cost = peer.publish_wall
-        with ending(publisher):
-            yield peer
+        with publishing(PUBLISH_CHANNELS, home) as publisher:
+            yield Peer(pid=server.pid, port=port, publisher=publisher)
     finally:
         server.kill()
         server.wait()
@@ -208,24 +166,24 @@ def channels() -> Iterator[Peer]:
 
 
 @contextmanager
-def bare_loop() -> Iterator[Peer]:
-    server = subprocess.Popen(
-        [sys.executable, "-c", BARE_LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert server.stdout is not None
-    port = int(server.stdout.readline().split()[1])
-    with ending(server):
-        yield BareLoop(pid=server.pid, port=port, publisher=server, prefix="send ", can_echo=False)
-
-
-class BareLoop(Peer):
-    """The loop accepts only when it is told to."""
+def bare_loop(echo: str = "") -> Iterator[Peer]:
+    with publishing(BARE_LOOP, Path.cwd()) as server:
+        assert server.stdout is not None
+        yield Peer(pid=server.pid, port=int(server.stdout.readline()), publisher=server)
 
 
 @contextmanager
-def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+def publishing(code: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=home,
+        env=environment_of(home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.communicate()

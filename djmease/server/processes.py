@@ -83,13 +83,15 @@ class Supervisor:
         tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._stopping.wait())]
         if site is not None:
             tasks.append(asyncio.create_task(self._watch_site(site)))
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         has_been_asked = self._stopping.is_set()
         self._stopping.set()
         if site is not None:
             await _end(site)
-        codes = [int(code) for code in await asyncio.gather(tasks[0], *tasks[2:])]
-        return codes[0] if has_been_asked else next(filter(None, codes), 0)
+        server_code, *_ = await asyncio.gather(*tasks)
+        # A server that was asked before it could listen to signals has ended as it was asked to.
+        cause = server_code if has_been_asked else max(task.result() for task in ended)
+        return 0 if cause in (-signal.SIGTERM, -signal.SIGINT) else int(cause)
 
     async def _serve(self) -> int:
         """Run the server again and again, until it ends for another reason than a change of its code."""
