@@ -153,7 +153,9 @@ def channels(echo: str = "") -> Iterator[Peer]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "application:application", "--port", str(port), "--log-level", "error"]
-    server = subprocess.Popen([*command, "--backlog", "4096"], cwd=home, env=environment_of(home))
+    # Pings would be counted among the messages.
+    command += ["--backlog", "4096", "--ws-ping-interval", "3600"]
+    server = subprocess.Popen(command, cwd=home, env=environment_of(home))
     try:
         wait_for_port(port)
         with publishing(PUBLISH_CHANNELS, home) as publisher:
