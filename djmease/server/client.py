@@ -111,7 +111,10 @@ class Client(WebSocketHandler):
         """
         connection = self.ws_connection
         if connection is not None:
-            self._outbox.write(connection, self._outbox.frame(message, binary))
+            outbox = self._outbox
+            last = outbox.last
+            known = last[0] is message and last[1] is binary
+            outbox.write(connection, last[2] if known else outbox.frame(message, binary))
         return _FINISHED
 
     send = write_message

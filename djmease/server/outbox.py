@@ -48,19 +48,20 @@ class Outbox:
         self._dirty: list[WebSocketProtocol] = []
         self._collected: deque[tuple[WebSocketProtocol, bytes] | Callable[[], object]] = deque()
         self._is_awake = False
-        self._last: tuple[Any, bool, bytes] = (object(), False, b"")
+        self.last: tuple[Any, bool, bytes] = (object(), False, b"")
+        """The message that was framed last, whether as binary, and its frame."""
         self.slow = 0
         """How many clients were cut off because they did not read."""
 
     def frame(self, message: Any, binary: bool = False) -> bytes:
         """Return the message's frame; the same ``str`` or ``bytes`` written again is framed once."""
-        last = self._last
+        last = self.last
         if last[0] is message and last[1] is binary:
             return last[2]
         frame = frame_of(message, binary)
         if type(message) in (str, bytes):
             # Nothing else is sure to be what it was: a dict may have changed in between.
-            self._last = (message, binary, frame)
+            self.last = (message, binary, frame)
         return frame
 
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
@@ -70,7 +71,8 @@ class Outbox:
                 self.enqueue(connection, frame)
             return
         self._collected.append((connection, frame))
-        self._wake()
+        if not self._is_awake:
+            self._wake()
 
     def write_all(self, connections: Iterable[WebSocketProtocol], frame: bytes) -> None:
         """Send one frame to many connections, from any thread."""
@@ -113,13 +115,20 @@ class Outbox:
     def _drain(self) -> None:
         """Take what threads have written so far: a prefix of known length, since they go on appending."""
         self._is_awake = False
-        collected = self._collected
-        for _ in range(len(collected)):
-            entry = collected.popleft()
-            if not isinstance(entry, tuple):
-                self._call(entry)
-            elif not entry[0].closing:
-                self.enqueue(*entry)
+        take = self._collected.popleft
+        for _ in range(len(self._collected)):
+            entry = take()
+            if entry.__class__ is not tuple:
+                self._call(entry)  # type: ignore[arg-type]
+                continue
+            connection, frame = entry
+            waiting = connection.waiting
+            if waiting:
+                # The most common case by far in a burst; what waits already is in the queue of the flush.
+                if not connection.closing:
+                    waiting.append(frame)
+            elif not connection.closing:
+                self.enqueue(connection, frame)
 
     def _call(self, function: Callable[[], object]) -> None:
         try:
