@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.auth.models import Permission, User
+from websockets.sync.client import connect
 
 import djmease
 from djmease.server import dispatch
-from tests.support import LiveServer, eventually
+from tests.support import LiveServer, Project, eventually
 
 StartServer = Callable[[], LiveServer]
 Log = Callable[[], list[str]]
@@ -48,49 +50,6 @@ def test_a_client_has_the_user_and_the_session_of_djangos_cookie(start_server: S
     assert pages[0].recv(5) == f'["ada",true,"{key}"]'
     assert pages[1].recv(5) == '["AnonymousUser",false,null]'
     assert '["AnonymousUser",false,' in str(pages[2].recv(5))
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_users_two_tabs_each_two_rooms_and_two_servers(start_server: StartServer, settings: Any) -> None:
-    """Each message reaches exactly its clients, once, in order."""
-
-    @djmease.opener
-    def enter(client: Any) -> None:
-        client.join(client.get_query_argument("room"))
-
-    @djmease.sender(routing="say")
-    def show(message: Any, clients_list: Any) -> None:
-        for client in clients_list:
-            client.write_message(message)
-
-    users = [User.objects.create_user(name) for name in ("ada", "grace")]
-    headers = [logged_in(user, settings) for user in users]
-    servers = [start_server(), start_server()]
-    pages = {
-        (user, room): servers[(user + room) % 2].connect(f"?room=room.{room}", additional_headers=headers[user])
-        for user in (0, 1)
-        for room in (0, 1)
-    }
-    for index in range(50):
-        djmease.publish("say", f"room0 {index}", group="room.0")
-        djmease.publish("say", f"ada {index}", user=users[0])
-        djmease.publish("say", f"both {index}", group=["room.0", "room.1"])
-        djmease.publish("say", f"grace in 1 {index}", user=users[1].pk, group="room.1")
-        djmease.publish("say", f"nobody {index}", group="room.2")
-    djmease.publish("say", "end")
-    for (user, room), page in pages.items():
-        expected = [
-            line
-            for index in range(50)
-            for line, is_for in (
-                (f"room0 {index}", room == 0),
-                (f"ada {index}", user == 0),
-                (f"both {index}", True),
-                (f"grace in 1 {index}", (user, room) == (1, 1)),
-            )
-            if is_for
-        ] + ["end"]
-        assert [page.recv(5) for _ in expected] == expected
 
 
 def test_clients_join_and_leave_and_lists_are_narrowed(start_server: StartServer) -> None:
@@ -247,3 +206,78 @@ def test_a_session_that_cannot_be_read_is_a_503_and_not_an_open_door(start_serve
     with pytest.raises(Exception, match="503"):
         server.connect(additional_headers={"Cookie": f"sessionid={32 * 'x'}"})
     assert any("could not be read" in line for line in log_of())
+
+
+TWO_PROCESSES = """
+import djmease
+
+@djmease.opener
+def enter(client):
+    client.join(client.get_query_argument("room"))
+    client.write_message("open")
+
+@djmease.sender(routing="say")
+def show(message, clients_list):
+    for client in clients_list:
+        client.write_message(message)
+"""
+A_SITE_WITH_USERS = """
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "djmease", "app"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+"""
+LOG_IN = """
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.signed_cookies import SessionStore
+for name in ("ada", "grace"):
+    user = User.objects.create_user(name)
+    session = SessionStore()
+    session[SESSION_KEY] = str(user.pk)
+    session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+    session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+    session.save()
+    print(session.session_key)
+"""
+PUBLISH = """
+import djmease
+from django.contrib.auth.models import User
+ada, grace = User.objects.order_by("pk")
+for index in range(50):
+    djmease.publish("say", f"room0 {index}", group="room.0")
+    djmease.publish("say", f"ada {index}", user=ada)
+    djmease.publish("say", f"both {index}", group=["room.0", "room.1"])
+    djmease.publish("say", f"grace in 1 {index}", user=[grace.pk], group="room.1")
+    djmease.publish("say", f"nobody {index}", group="room.2")
+djmease.publish("say", "end")
+"""
+
+
+def test_two_users_two_tabs_each_two_rooms_and_two_server_processes(project: Project) -> None:
+    """Each message reaches exactly its clients, once, in order."""
+    project.registry(TWO_PROCESSES)
+    project.settings(A_SITE_WITH_USERS)
+    assert project.run("migrate", "-v0").code == 0
+    cookies = project.run("shell", "-v0", "-c", LOG_IN).out.split()
+    servers = [project.start("run_websocket_server"), project.start("run_websocket_server")]
+    ports = [server.port() for server in servers]
+    with ExitStack() as stack:
+        tabs = {
+            (user, room): stack.enter_context(
+                connect(
+                    f"ws://127.0.0.1:{ports[(user + room) % 2]}/?room=room.{room}",
+                    additional_headers={"Cookie": f"sessionid={cookies[user]}"},
+                )
+            )
+            for user in (0, 1)
+            for room in (0, 1)
+        }
+        # The opener's word comes before the client is listed; what is published right then may come too early.
+        assert [tab.recv(5) for tab in tabs.values()] == ["open"] * 4
+        assert project.run("shell", "-v0", "-c", PUBLISH).code == 0
+        for (user, room), tab in tabs.items():
+            expected = []
+            for index in range(50):
+                expected += [f"room0 {index}"] * (room == 0) + [f"ada {index}"] * (user == 0) + [f"both {index}"]
+                expected += [f"grace in 1 {index}"] * ((user, room) == (1, 1))
+            assert [tab.recv(5) for _ in range(len(expected) + 1)] == [*expected, "end"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import LiveServerTestCase, override_settings
+from django.urls import path
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 import djmease
 from djmease.test import LiveServer, Page, live_server
@@ -56,6 +61,28 @@ def test_a_live_server_sees_the_tests_database_and_waits_for_the_commit() -> Non
         assert page.recv(5) == "after the commit"
         page.send("who?")
         assert sorted((page.recv(5), page.recv(5))) == ['["ada","grace"]', "who?"]
+
+
+def usernames(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(",".join(User.objects.values_list("username", flat=True)))
+
+
+urlpatterns = [path("", usernames)]
+
+
+@override_settings(ROOT_URLCONF=__name__, STATIC_URL="/static/")
+class BesideDjangosLiveServer(LiveServerTestCase):
+    def test_pages_of_both_see_the_same_data_and_may_connect(self) -> None:
+        register_echo()
+        User.objects.create_user("ada")
+        with urllib.request.urlopen(self.live_server_url, timeout=5) as response:
+            assert response.read() == b"ada"
+        with live_server() as server:
+            # As a page of the site would: its own host name, the other port, and its Origin.
+            url = f"ws://localhost:{server.port}/"
+            with connect(url, origin=Origin(self.live_server_url)) as page:
+                page.send("hi")
+                assert page.recv(5) == "hi"
 
 
 def test_a_live_server_that_cannot_start_says_why(settings: Any) -> None:
