@@ -264,6 +264,9 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             handler.set_header("Sec-WebSocket-Protocol", self._subprotocol)
         handler.finish()
         early = self._take_over(handler.detach())
+        # The stream and what parsed HTTP have done their work, and cost more than all the rest of an idle connection.
+        handler.request.connection = None
+        handler.request.server_connection = None
         if self._socket is not None:
             handler.open()
             self._feed(early)
