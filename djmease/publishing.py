@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import SynchronousOnlyOperation
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import transaction
 from redis import ConnectionPool
 from redis.connection import Connection
@@ -211,7 +211,10 @@ def _send(routing: str, payload: bytes) -> None:
     if wires:
         _hand_over(wires, routing, payload)
         return
-    heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+    try:
+        heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+    except ImproperlyConfigured as error:
+        raise PublishError(routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
     if not heard:
         _warn_unheard(routing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -11,12 +10,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.websocket import WebSocketHandler
 
 from djmease.messages import check_group, new_id
+from djmease.server.complaints import Complaints
 from djmease.server.identity import NOBODY, Identity
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
-
-logger = logging.getLogger("djmease.server")
-
 
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
@@ -64,11 +61,13 @@ class Client(WebSocketHandler):
         events: Events,
         outbox: Outbox,
         refuse: Callable[[HTTPServerRequest], str | None],
+        complaints: Complaints,
         max_message_size: int,
     ) -> None:
         self._events = events
         self._outbox = outbox
         self._refuse = refuse
+        self._complaints = complaints
         self._max_message_size = max_message_size
         self.id = new_id()
         self.storage: dict[str, Any] = {}
@@ -159,7 +158,7 @@ class Client(WebSocketHandler):
             return
         refusal = self._refuse(self.request)
         if refusal is not None:
-            logger.warning("refused %s from %s: %s", self.request.path, self.request.remote_ip, refusal)
+            self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, refusal)
             self._answer(403, refusal + "\n")
             return
         if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -167,8 +166,10 @@ class Client(WebSocketHandler):
         try:
             async with asyncio.timeout(IDENTIFY_TIMEOUT):
                 self.identity = await self._events.identify(self.request)
-        except Exception:
-            logger.exception("the session of a handshake from %s could not be read", self.request.remote_ip)
+        except Exception as error:
+            self._complaints.say(
+                "the session of a handshake from %s could not be read: %r", self.request.remote_ip, error
+            )
             self._answer(503, "The session could not be read: try again later.\n")
 
     def _answer(self, status: int, text: str) -> None:

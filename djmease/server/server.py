@@ -18,6 +18,7 @@ from tornado.web import Application, RequestHandler
 from djmease.registry import Registry
 from djmease.server.client import Client
 from djmease.server.clients import Clients
+from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
 from djmease.server.identity import Identity
 from djmease.server.listener import Listener
@@ -71,6 +72,7 @@ class Server:
             "events": self,
             "outbox": self._outbox,
             "refuse": refuse,
+            "complaints": Complaints(logger),
             "max_message_size": max_message_size,
         }
         application = Application(

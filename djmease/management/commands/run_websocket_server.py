@@ -36,6 +36,7 @@ from djmease.server.processes import (
 from djmease.server.server import Server
 
 BACKLOG = 1024
+LOGGERS = ("server", "listener", "publishing", "traffic")
 DEFAULT_SITE = "127.0.0.1:8000"
 _ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?(?P<port>[0-9]{1,5})")
 
@@ -150,13 +151,15 @@ class Command(BaseCommand):
 
 def _configure_logging(*, verbose: bool) -> None:
     """Show our log lines where the site's LOGGING shows none, and a line per message where that is wanted."""
-    logger = logging.getLogger("djmease")
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    logging.getLogger("djmease.traffic").setLevel(logging.INFO if verbose else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%H:%M:%S"))
+    for name in LOGGERS:
+        logger = logging.getLogger(f"djmease.{name}")
+        is_traffic, is_ours = name == "traffic", not logger.hasHandlers()
+        if logger.level == logging.NOTSET and (is_traffic or is_ours):
+            logger.setLevel(logging.WARNING if is_traffic and not verbose else logging.INFO)
+        if is_ours:
+            logger.addHandler(handler)
 
 
 def _load_registry() -> Registry:
