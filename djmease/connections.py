@@ -6,7 +6,6 @@ import functools
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -62,17 +61,22 @@ def _url_of_socket(home: Path) -> str:
 def check_url(url: str) -> None:
     """Raise ``ImproperlyConfigured`` with the reason for which redis-py does not take the URL, its password masked."""
     try:
-        ConnectionPool.from_url(url, **settings.MEASE_REDIS_OPTIONS)
-    except (ValueError, TypeError) as error:
+        # A connection that is made is not connected; only then does redis-py look at all the options.
+        ConnectionPool.from_url(url, **settings.MEASE_REDIS_OPTIONS).make_connection()
+    except (ValueError, TypeError, AttributeError) as error:
+        # Where a password is not escaped, its beginning may stand as the port.
+        reason = str(error).partition(" as '")[0]
         raise ImproperlyConfigured(
-            f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {error}"
-        ) from error
+            f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {reason}"
+        ) from None
 
 
 def masked(url: str) -> str:
-    """Return ``url`` with its password replaced by asterisks, also where it is a query argument."""
-    password = urlsplit(url).password
-    hidden = url.replace(f":{password}@", ":***@", 1) if password else url
+    """Return ``url`` with its password replaced by asterisks, also where it is a query argument.
+
+    A password that should have been escaped, or that stands in a URL that is none, is replaced too.
+    """
+    hidden = re.sub(r"(?<=://)([^:@/?#]*):.+@", r"\1:***@", url, count=1)
     return re.sub(r"(?<=[?&]password=)[^&]+", "***", hidden)
 
 

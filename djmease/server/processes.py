@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
 
 RELOAD_EXIT_CODE = 3
+SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
+"""Names the variable that tells a child the process id of its supervisor."""
 PARENT_INTERVAL = 1.0
 """Seconds between two looks of a child at whether its parent lives."""
 STOP_TIMEOUT = 15.0
@@ -26,8 +28,8 @@ Write = Callable[[str], object]
 
 
 def is_child() -> bool:
-    """Tell whether this process is a child that the reloader has started."""
-    return os.environ.get(DJANGO_AUTORELOAD_ENV) == "true"
+    """Tell whether this process is a child that a supervisor has started."""
+    return os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" and SUPERVISOR_ENV in os.environ
 
 
 def server_arguments() -> list[str]:
@@ -56,9 +58,9 @@ def watch_code(on_change: Callable[[], None]) -> None:
 
 
 async def parent_has_gone() -> None:
-    """Return when the process that started this one has ended: nobody else would end a child then."""
-    parent = os.getppid()
-    while os.getppid() == parent:
+    """Return when the supervisor that started this child has ended, perhaps long ago: nobody else would end it then."""
+    supervisor = int(os.environ[SUPERVISOR_ENV])
+    while os.getppid() == supervisor:
         await asyncio.sleep(PARENT_INTERVAL)
 
 
@@ -98,7 +100,9 @@ class Supervisor:
         has_run = False
         while True:
             process = await asyncio.create_subprocess_exec(
-                *self._server, env={**os.environ, DJANGO_AUTORELOAD_ENV: "true"}, pass_fds=tuple(self._pass_fds)
+                *self._server,
+                env={**os.environ, DJANGO_AUTORELOAD_ENV: "true", SUPERVISOR_ENV: str(os.getpid())},
+                pass_fds=tuple(self._pass_fds),
             )
             code = await self._wait(process)
             if self._stopping.is_set():
