@@ -31,7 +31,7 @@ LAYERS = [
 SERVER_LAYERS = [
     {"server.protocol", "server.identity", "server.complaints", "server.processes"},
     {"server.outbox", "server.listener"},
-    {"server.client", "server.pings"},
+    {"server.client", "server.pings", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},
     {"server.server", "server.banner"},

@@ -375,7 +375,7 @@ async def test_a_healthy_client_that_gets_two_large_messages_and_a_ping_at_once_
         for frame in (large, large, build_frame(PING, b"")):
             link.outbox.write(link.protocol, frame)
             # The end of the tick, with nothing between it and the next but what a busy loop does.
-            link.outbox._flush()
+            link.outbox.tick()
         link.protocol.close(1000, None)
         await link.until(lambda: link.handler.ends or not link.protocol.backlog)
         assert link.handler.ends == []

@@ -267,7 +267,7 @@ def test_a_server_that_is_asked_to_stop_does_not_wait_for_ever(
     server = start_server()
     server.connect()
     djmease.publish("stuck", "")
-    eventually(lambda: server.server._dispatch.workers._busy)
+    eventually(lambda: server.server._dispatch.workers._pool._awake)
     server.stop()
     end.set()
     assert any("callbacks still run" in line for line in log_of())

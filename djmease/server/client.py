@@ -110,10 +110,7 @@ class Client(WebSocketHandler):
         """
         connection = self.ws_connection
         if connection is not None:
-            outbox = self._outbox
-            last = outbox.last
-            known = last[0] is message and last[1] is binary
-            outbox.write(connection, last[2] if known else outbox.frame(message, binary))
+            self._outbox.write_message(connection, message, binary)
         return _FINISHED
 
     send = write_message

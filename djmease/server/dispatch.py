@@ -10,19 +10,15 @@ import asyncio
 import functools
 import inspect
 import logging
-import os
-import threading
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from tornado.httputil import HTTPServerRequest
 
 from djmease.messages import Message
@@ -31,6 +27,7 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
 from djmease.server.identity import Identity, identify, session_key_of
+from djmease.server.workers import Step, Workers, tidy_connections
 
 logger = logging.getLogger("djmease.server")
 traffic_logger = logging.getLogger("djmease.traffic")
@@ -51,14 +48,13 @@ Result = TypeVar("Result")
 Select = Callable[[], ClientsList]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
     callback: Callback
     arguments: Mapping[str, Any]
-    subject: str
-    """What log lines name: the routing with the message's id, or the client."""
+    about: Message | Client
     select: Select
     """Returns the ``clients_list``."""
     refuse: Callable[[], bool] | None = None
@@ -68,68 +64,11 @@ class Call:
     def needs_thread(self) -> bool:
         return self.refuse is not None or not self.callback.is_async
 
-
-Step = Callable[[], None]
-"""Something of ours that a lane does on the loop, in its order between calls."""
-
-
-class Workers:
-    """Daemon threads for ``def`` callbacks. One is kept for closers, so that busy callbacks cannot hold them up."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int | None) -> None:
-        self._loop = loop
-        self._limit = max(1, (count or min(32, (os.cpu_count() or 1) + 4)) - 1)
-        self._jobs: SimpleQueue[tuple[Step, Step] | None] = SimpleQueue()
-        self._kept: SimpleQueue[tuple[Step, Step] | None] = SimpleQueue()
-        self._threads = 0
-        self._has_kept_thread = False
-        self._busy = 0
-
-    def run(self, job: Step, then: Step, *, is_closer: bool) -> None:
-        """Run ``job`` in a thread, and ``then`` on the loop."""
-        if is_closer and self._busy >= self._limit:
-            if not self._has_kept_thread:
-                self._has_kept_thread = True
-                self._start(self._kept)
-            self._kept.put((job, then))
-            return
-        self._busy += 1
-        if self._threads < min(self._busy, self._limit):
-            self._threads += 1
-            self._start(self._jobs)
-        self._jobs.put((job, lambda: self._finish(then)))
-
-    def stop(self) -> None:
-        """Let the threads end behind what they have to do; nobody waits for them."""
-        for _ in range(self._threads):
-            self._jobs.put(None)
-        self._kept.put(None)
-
-    def _finish(self, then: Step) -> None:
-        self._busy -= 1
-        then()
-
-    def _start(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
-        threading.Thread(target=self._work, args=(jobs,), name="djmease-worker", daemon=True).start()
-
-    def _work(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
-        try:
-            self._work_off(jobs)
-        finally:
-            for connection in connections.all(initialized_only=True):
-                # A database in memory closes only by the base class's method; this thread has no more use for any.
-                BaseDatabaseWrapper.close(connection)
-
-    def _work_off(self, jobs: SimpleQueue[tuple[Step, Step] | None]) -> None:
-        while (entry := jobs.get()) is not None:
-            job, then = entry
-            job()
-            try:
-                self._loop.call_soon_threadsafe(then)
-            except RuntimeError:
-                return  # The loop is closed: the server has gone, and did not wait for this callback.
-            # A thread that waits for the next job shall not keep the client of the last one.
-            del entry, job, then
+    @property
+    def subject(self) -> str:
+        """What log lines name: the routing with the message's id, or the client."""
+        about = self.about
+        return f"{about.routing} {about.id}" if isinstance(about, Message) else f"client {about.id}"
 
 
 class Lane:
@@ -154,6 +93,7 @@ class Lane:
             self._advance()
 
     def _advance(self) -> None:
+        deadline = time.monotonic() + HOP_TIME
         while self._entries:
             head = self._entries[0]
             if not isinstance(head, Call):
@@ -161,8 +101,12 @@ class Lane:
                 head()
             elif not head.needs_thread:
                 self._entries.popleft()
-                self._dispatch.spawn(head, self._advance)
-                return
+                if not self._dispatch.spawn(head, self._advance):
+                    return
+                if time.monotonic() >= deadline:
+                    # Calls that never wait would keep the loop from everything else.
+                    self._dispatch.loop.call_soon(self._advance)
+                    return
             else:
                 is_closer = head.callback.kind == "closer"
                 self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
@@ -173,7 +117,7 @@ class Lane:
     def _hop(self) -> None:
         """In a thread: run what needs one at the head of the lane, for a while."""
         deadline = time.monotonic() + HOP_TIME
-        _tidy_connections()
+        tidy_connections()
         entries = self._entries
         while entries and isinstance(head := entries[0], Call) and head.needs_thread:
             if Context().run(self._dispatch.admit, head):
@@ -183,7 +127,14 @@ class Lane:
             entries.popleft()
             if time.monotonic() >= deadline:
                 break
-        _tidy_connections()
+        tidy_connections()
+
+
+def start_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+    """Start a task with a context of its own: at once where Python can (3.12 and newer), else in the next turn."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
+    return loop.create_task(coroutine, context=Context())
 
 
 class Dispatch:
@@ -197,10 +148,10 @@ class Dispatch:
         clients: Clients,
         max_workers: int | None,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._registry = registry
         self._clients = clients
-        self.workers = Workers(loop, max_workers)
+        self.workers = Workers(loop, clients.outbox, max_workers)
         self._routings: dict[str, Lane] = {}
         self._client_lanes: dict[Client, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,9 +175,8 @@ class Dispatch:
         """Run the senders of a message."""
         routing = message.routing
         senders = self._registry.senders_for(routing)
-        subject = f"{routing} {message.id}"
         if not senders:
-            traffic_logger.info("%s: no sender", subject)
+            traffic_logger.info("%s %s: no sender", routing, message.id)
             return
         lane = self._routings.get(routing)
         if lane is None:
@@ -236,7 +186,7 @@ class Dispatch:
             return
         arguments = {"routing": routing, "message": message.body}
         select = functools.partial(self._clients.select, message.groups, message.users)
-        lane.put(*[Call(callback=sender, arguments=arguments, subject=subject, select=select) for sender in senders])
+        lane.put(*[Call(sender, arguments, message, select) for sender in senders])
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
@@ -275,16 +225,16 @@ class Dispatch:
         return await self._in_thread(functools.partial(identify, session_key))
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
-        future: asyncio.Future[Result] = self._loop.create_future()
+        future: asyncio.Future[Result] = self.loop.create_future()
         outcome: list[Result | BaseException] = []
 
         def job() -> None:
-            _tidy_connections()
+            tidy_connections()
             try:
                 outcome.append(Context().run(function))
             except BaseException as error:
                 outcome.append(error)
-            _tidy_connections()
+            tidy_connections()
 
         def then() -> None:
             (result,) = outcome
@@ -295,7 +245,7 @@ class Dispatch:
             else:
                 future.set_result(result)
 
-        self.workers.run(job, then, is_closer=False)
+        self.workers.run(job, then)
         return await future
 
     async def wait_until_idle(self) -> None:
@@ -309,18 +259,11 @@ class Dispatch:
         return Lane(self, on_empty)
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client, **arguments: Any) -> list[Call]:
-        return [
-            Call(
-                callback=callback,
-                arguments={"client": client, **arguments},
-                subject=f"client {client.id}",
-                select=self._clients.snapshot,
-            )
-            for callback in callbacks
-        ]
+        given = {"client": client, **arguments}
+        return [Call(callback, given, client, self._clients.snapshot) for callback in callbacks]
 
     def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received) -> Call:
-        (call,) = self._calls((receiver,), client, message=message)
+        call = Call(receiver, {"client": client, "message": message}, client, self._clients.snapshot)
         if receiver.rule is not None:
             call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
         return call
@@ -388,7 +331,7 @@ class Dispatch:
 
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
-        started = time.perf_counter()
+        started = time.monotonic()
         clients_list = call.select()
         try:
             result = call.callback({**call.arguments, "clients_list": clients_list})
@@ -399,32 +342,31 @@ class Dispatch:
             self._report(call, error)
         self._trace(call, len(clients_list), started)
 
-    def spawn(self, call: Call, then: Step) -> None:
-        """Run an ``async def`` callback in a task of its own, and ``then`` behind it."""
-        task = self._loop.create_task(self._run_async(call), context=Context())
+    def spawn(self, call: Call, then: Step) -> bool:
+        """Run an ``async def`` callback in a task of its own, and ``then`` behind it; or return that it has run."""
+        task = start_task(self._run_async(call), self.loop)
+        if task.done():
+            return True
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._after(task, then))
+        return False
 
     def _after(self, task: asyncio.Task[None], then: Step) -> None:
         self._tasks.discard(task)
         then()
 
     async def _run_async(self, call: Call) -> None:
-        started = time.perf_counter()
+        started = time.monotonic()
         clients_list = call.select()
         try:
             await call.callback({**call.arguments, "clients_list": clients_list})
         except BaseException as error:
             self._report(call, error)
         self._trace(call, len(clients_list), started)
-        await self._tidy_async_connections()
-
-    async def _tidy_async_connections(self) -> None:
-        """Look after the connections of Django's asynchronous ORM, which live in one thread of asgiref's."""
-        now = time.monotonic()
-        if now >= self._tidy_at:
-            self._tidy_at = now + ASYNC_HYGIENE_INTERVAL
-            await sync_to_async(_tidy_connections)()
+        if started >= self._tidy_at:
+            # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
+            self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
+            await sync_to_async(tidy_connections)()
 
     def _report(self, call: Call, error: BaseException) -> None:
         self.errors += 1
@@ -432,13 +374,6 @@ class Dispatch:
 
     def _trace(self, call: Call, clients: int, started: float) -> None:
         if traffic_logger.isEnabledFor(logging.INFO):
-            milliseconds = (time.perf_counter() - started) * 1000
+            milliseconds = (time.monotonic() - started) * 1000
             traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, milliseconds)
 
-
-def _tidy_connections() -> None:
-    """Close database connections that are broken or too old, as Django does around each request."""
-    try:
-        close_old_connections()
-    except Exception:
-        logger.exception("closing old database connections failed")

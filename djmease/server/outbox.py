@@ -6,8 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +21,8 @@ GRACE = 1.0
 """Seconds without progress after which a client counts as one that does not read: ticks are less than a round trip."""
 HARD_LIMIT = 4
 """How many times the limit may wait even for a client that goes on reading."""
+MAX_COLLECTED = 8 * 1024 * 1024
+"""Bytes of frames that threads may write while the loop is busy; then they wait for it."""
 
 
 def frame_of(message: Any, binary: bool = False) -> bytes:
@@ -38,103 +39,179 @@ def frame_of(message: Any, binary: bool = False) -> bytes:
     return build_frame(BINARY if binary else TEXT, to_json(message).encode())
 
 
+class Run:
+    """One frame, and the connections that it was written to one after another."""
+
+    __slots__ = ("connections", "frame")
+
+    def __init__(self, frame: bytes, connections: list[WebSocketProtocol]) -> None:
+        self.frame = frame
+        self.connections = connections
+
+
+_NO_RUN = Run(b"", [])
+Step = Callable[[], object]
+"""Something that a thread asks of the loop."""
+
+
 class Outbox:
-    """The one way out to all clients. ``limit`` is the unsent bytes that may wait for a client that does not read."""
+    """The one way out to all clients. ``limit`` is the unsent bytes that may wait for a client that does not read.
+
+    What is written, from the loop or from any thread, is collected; once in a tick of the loop it is handed to the
+    connections, and each of them sends what waits for it by one call.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: int) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
         self._limit = limit
-        self._dirty: list[WebSocketProtocol] = []
-        self._collected: deque[tuple[WebSocketProtocol, bytes] | Callable[[], object]] = deque()
-        self._is_awake = False
-        self.last: tuple[Any, bool, bytes] = (object(), False, b"")
+        self._lock = threading.Lock()
+        self._has_room = threading.Condition(self._lock)
+        self._collected: list[Run | Step] = []
+        self._collected_size = 0
+        self._run = _NO_RUN
+        """The run that ends what is collected; more may be written to it."""
+        self._framed: tuple[Any, bool, bytes] = (object(), False, b"")
         """The message that was framed last, whether as binary, and its frame."""
+        self.quiet_threads: set[int] = set()
+        """Those whose writing does not wake the loop, which comes for it by itself."""
+        self._is_awake = False
+        self._is_handing_on = False
+        self._dirty: list[WebSocketProtocol] = []
         self.slow = 0
         """How many clients were cut off because they did not read."""
 
+    # From any thread
+
     def frame(self, message: Any, binary: bool = False) -> bytes:
         """Return the message's frame; the same ``str`` or ``bytes`` written again is framed once."""
-        last = self.last
-        if last[0] is message and last[1] is binary:
-            return last[2]
+        known, known_binary, frame = self._framed
+        if known is message and known_binary is binary:
+            return frame
         frame = frame_of(message, binary)
         if type(message) in (str, bytes):
             # Nothing else is sure to be what it was: a dict may have changed in between.
-            self.last = (message, binary, frame)
+            self._framed = (message, binary, frame)
         return frame
 
+    def write_message(self, connection: WebSocketProtocol, message: Any, binary: bool = False) -> None:
+        """Send a message behind what already waits for this connection.
+
+        Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
+        """
+        known = self._framed
+        frame = known[2] if known[0] is message and known[1] is binary else self.frame(message, binary)
+        with self._lock:
+            run = self._run
+            if run.frame is frame:
+                run.connections.append(connection)
+                return
+        self._collect(Run(frame, [connection]))
+
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
-        """Send a frame behind what already waits for this connection, from any thread."""
-        if threading.get_ident() == self._thread:
-            if not connection.closing:
-                self.enqueue(connection, frame)
-            return
-        self._collected.append((connection, frame))
-        if not self._is_awake:
-            self._wake()
+        """Send a frame behind what already waits for this connection."""
+        self._collect(Run(frame, [connection]))
 
-    def write_all(self, connections: Iterable[WebSocketProtocol], frame: bytes) -> None:
-        """Send one frame to many connections, from any thread."""
-        if threading.get_ident() == self._thread:
-            for connection in connections:
-                if not connection.closing:
-                    self.enqueue(connection, frame)
-            return
-        self._collected.extend((connection, frame) for connection in connections)
-        self._wake()
-
-    def enqueue(self, connection: WebSocketProtocol, frame: bytes) -> None:
-        """Let a frame wait for the flush at the end of this tick; on the loop only."""
-        if not connection.waiting:
-            if not self._dirty:
-                self._loop.call_soon(self._flush)
-            self._dirty.append(connection)
-        connection.waiting.append(frame)
+    def write_all(self, connections: list[WebSocketProtocol], frame: bytes) -> None:
+        """Send one frame behind what already waits for each of these connections."""
+        self._collect(Run(frame, connections))
 
     def run_on_loop(self, function: Any, *arguments: Any) -> None:
-        """Call ``function`` on the loop, in the order of what this thread writes; at once if this is the loop."""
-        if threading.get_ident() == self._thread:
-            function(*arguments)
-        else:
+        """Call ``function`` on the loop, in the order of what is written."""
+        with self._lock:
             self._collected.append(functools.partial(function, *arguments))
+            self._run = _NO_RUN
+        self._wake()
+
+    def _collect(self, run: Run) -> None:
+        thread = threading.get_ident()
+        with self._lock:
+            while self._collected_size > MAX_COLLECTED and thread != self._thread:
+                self._wake()
+                if not self._has_room.wait(GRACE):
+                    break
+            self._collected.append(run)
+            self._collected_size += len(run.frame)
+            self._run = run
+        if thread not in self.quiet_threads:
             self._wake()
+
+    def _wake(self) -> None:
+        # The flag is read behind the append and cleared before the tick reads, so that nothing collected goes unseen.
+        if self._is_awake or self._loop.is_closed():
+            return
+        self._is_awake = True
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(self.tick)
+        else:
+            with suppress(RuntimeError):  # The loop has closed in this moment, and the clients have gone with it.
+                self._loop.call_soon_threadsafe(self.tick)
+
+    # On the loop
+
+    def enqueue(self, connection: WebSocketProtocol, frame: bytes) -> None:
+        """Let a frame wait for the end of this tick, before what is collected."""
+        if not connection.waiting:
+            self._dirty.append(connection)
+            self._wake()
+        connection.waiting.append(frame)
 
     def ping(self, connection: WebSocketProtocol) -> None:
         """Ask a client for a sign of life."""
         if not connection.closing:
             self.enqueue(connection, build_frame(PING, b""))
 
-    def _wake(self) -> None:
-        # The flag is read behind the append and cleared before the drain reads, so that no append goes unseen.
-        if not self._is_awake and not self._loop.is_closed():
-            self._is_awake = True
-            with suppress(RuntimeError):  # The loop has closed in this moment, and the clients have gone with it.
-                self._loop.call_soon_threadsafe(self._drain)
-
-    def _drain(self) -> None:
-        """Take what threads have written so far: a prefix of known length, since they go on appending."""
-        self._is_awake = False
-        take = self._collected.popleft
-        for _ in range(len(self._collected)):
-            entry = take()
-            if entry.__class__ is not tuple:
+    def hand_on(self) -> None:
+        """Let all that has been collected wait at its connections."""
+        if self._is_handing_on:
+            return  # One of the steps asks; what was collected before it waits already.
+        self._is_handing_on = True
+        with self._lock:
+            collected, self._collected = self._collected, []
+            self._run = _NO_RUN
+            if self._collected_size > MAX_COLLECTED:
+                self._has_room.notify_all()
+            self._collected_size = 0
+        frames: list[bytes] = []
+        connections: list[WebSocketProtocol] = []
+        for entry in collected:
+            if entry.__class__ is not Run:
+                self._hand_on(frames, connections)
+                frames, connections = [], []
                 self._call(entry)  # type: ignore[arg-type]
-                continue
-            connection, frame = entry
-            waiting = connection.waiting
-            if waiting:
-                # The most common case by far in a burst; what waits already is in the queue of the flush.
-                if not connection.closing:
-                    waiting.append(frame)
-            elif not connection.closing:
-                self.enqueue(connection, frame)
+            elif entry.connections == connections:
+                # A burst to the same clients becomes one piece of work for each of them.
+                frames.append(entry.frame)
+            else:
+                self._hand_on(frames, connections)
+                frames, connections = [entry.frame], entry.connections
+        self._hand_on(frames, connections)
+        self._is_handing_on = False
 
-    def _call(self, function: Callable[[], object]) -> None:
+    def _hand_on(self, frames: list[bytes], connections: list[WebSocketProtocol]) -> None:
+        if not frames:
+            return
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        dirty = self._dirty
+        for connection in connections:
+            if connection.closing:
+                continue
+            waiting = connection.waiting
+            if not waiting:
+                dirty.append(connection)
+            waiting.append(data)
+
+    def _call(self, function: Step) -> None:
         try:
             function()
         except Exception:
             logger.exception("what a thread asked of the loop failed")
+
+    def tick(self) -> None:
+        """Send all that has been written so far."""
+        self._is_awake = False
+        self.hand_on()
+        self._flush()
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
@@ -162,3 +239,4 @@ class Outbox:
             len(connection.backlog),
         )
         connection.cut_off(1013, "you do not read what is sent")
+

@@ -50,6 +50,7 @@ class Pings:
             # The loop itself was away: nobody could be asked or heard, and everybody gets the whole time again.
             self._judge_from = now + self._timeout
         self.start()
+        self._outbox.hand_on()  # What was written before a ping goes before it, and is judged with it.
         while now >= self._judge_from and self._to_answer and self._to_answer[0][0] <= now - self._timeout:
             self._judge(*self._to_answer.popleft())
         while self._to_ping and self._to_ping[0][0] <= now:

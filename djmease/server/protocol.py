@@ -208,6 +208,8 @@ class Outbox(Protocol):
 
     def enqueue(self, connection: Any, frame: bytes) -> None: ...
 
+    def hand_on(self) -> None: ...
+
 
 class WebSocketProtocol(TornadoWebSocketProtocol):
     """One connection after the handshake: its socket, its parser, and what the kernel has not taken yet.
@@ -461,6 +463,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._after_close_frame()
 
     def _send_close(self, code: int | None, reason: str | None) -> None:
+        self._outbox.hand_on()  # What has been written before it goes before it.
         self._outbox.enqueue(self, build_close(code, reason))
         self.closing = True
         # The client's answer has to be heard; what comes before it is dropped.

@@ -1,0 +1,171 @@
+"""``def`` callbacks in threads: who runs them, and when the loop comes for what they have written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from django.db import close_old_connections, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from djmease.server.outbox import Outbox
+
+logger = logging.getLogger("djmease.server")
+
+PATIENCE = 0.001
+"""Seconds that a job waits for a thread which is awake, before another is woken."""
+MAX_LOOK_INTERVAL = 0.01
+"""Seconds between two looks at what running callbacks have written, at most."""
+
+Step = Callable[[], object]
+
+
+class Workers:
+    """Daemon threads for ``def`` callbacks. One is kept for closers, so that busy callbacks cannot hold them up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, count: int | None) -> None:
+        limit = count or min(32, (os.cpu_count() or 1) + 4)
+        self._pool = Pool(loop, outbox, limit=max(1, limit - 1))
+        self._kept = Pool(loop, outbox, limit=1)
+
+    def run(self, job: Step, then: Step, *, is_closer: bool = False) -> None:
+        """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. Neither may raise."""
+        pool = self._kept if is_closer and self._pool.is_stuck else self._pool
+        pool.run(job, then)
+
+    def stop(self) -> None:
+        """Let the threads end behind what they are doing; nobody waits for them."""
+        self._pool.stop()
+        self._kept.stop()
+
+
+class Pool:
+    """Up to ``limit`` threads, as few of them awake as the work needs.
+
+    Jobs that are short are done one after another by one thread: each thread more would cost more in handing the
+    interpreter to and fro than it does. One more is woken when a job has waited for a millisecond.
+
+    What a job writes does not wake the loop. The end of the job does, and while it runs the loop looks now and then.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, *, limit: int) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._jobs: deque[tuple[Step, Step]] = deque()
+        self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._threads = 0
+        self._awake = 0
+        self._taken_at = 0.0
+        """When a thread last took a job, in the time of the loop."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._interval = PATIENCE
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether all threads are awake, and none has come back to work for a while."""
+        return self._awake >= self._limit and self._loop.time() - self._taken_at > PATIENCE
+
+    def run(self, job: Step, then: Step) -> None:
+        with self._lock:
+            self._jobs.append((job, then))
+            if not self._awake or self._loop.time() - self._taken_at > PATIENCE:
+                self._wake_one()
+        if self._timer is None or self._interval > PATIENCE:
+            self._look_in(PATIENCE)
+
+    def stop(self) -> None:
+        for _ in range(self._threads):
+            self._bell.put(False)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wake_one(self) -> None:
+        if self._awake < self._limit:
+            self._awake += 1
+            if self._awake > self._threads:
+                self._threads += 1
+                threading.Thread(target=self._work, name="djmease-worker", daemon=True).start()
+            self._bell.put(True)
+
+    def _look_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._interval = seconds
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Wake one thread more for jobs that wait, and send what running jobs have written so far."""
+        self._timer = None
+        with self._lock:
+            is_waited_for = bool(self._jobs)
+            if is_waited_for:
+                self._wake_one()
+            is_busy = self._awake > 0
+        self._outbox.tick()
+        if is_busy:
+            self._look_in(PATIENCE if is_waited_for else min(2 * self._interval, MAX_LOOK_INTERVAL))
+
+    # In the threads
+
+    def _work(self) -> None:
+        self._outbox.quiet_threads.add(threading.get_ident())
+        try:
+            while self._bell.get():
+                while (entry := self._take()) is not None:
+                    job, then = entry
+                    job()
+                    self._outbox.run_on_loop(then)
+                    # A thread that waits for the next job shall not keep the client of the last one.
+                    del entry, job, then
+        finally:
+            self._outbox.quiet_threads.discard(threading.get_ident())
+            for connection in connections.all(initialized_only=True):
+                # A database in memory closes only by the base class's method; this thread has no more use for any.
+                BaseDatabaseWrapper.close(connection)
+
+    def _take(self) -> tuple[Step, Step] | None:
+        with self._lock:
+            if self._jobs:
+                self._taken_at = time.monotonic()
+                return self._jobs.popleft()
+            self._awake -= 1
+            return None
+
+
+class _Thread(threading.local):
+    """What a thread knows of itself."""
+
+    has_database = False
+    """Whether it has connected to a database."""
+
+
+_thread = _Thread()
+
+
+def _on_connection_created(**_: object) -> None:
+    _thread.has_database = True
+
+
+connection_created.connect(_on_connection_created, dispatch_uid="djmease.server.workers")
+
+
+def tidy_connections() -> None:
+    """Close this thread's database connections that are broken or too old, as Django does around each request."""
+    if not _thread.has_database:
+        return
+    try:
+        close_old_connections()
+        _thread.has_database = any(
+            connection.connection is not None for connection in connections.all(initialized_only=True)
+        )
+    except Exception:
+        logger.exception("closing old database connections failed")
