@@ -376,4 +376,3 @@ class Dispatch:
         if traffic_logger.isEnabledFor(logging.INFO):
             milliseconds = (time.monotonic() - started) * 1000
             traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, milliseconds)
-

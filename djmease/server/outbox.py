@@ -162,23 +162,46 @@ class Outbox:
             self.enqueue(connection, build_frame(PING, b""))
 
     def hand_on(self) -> None:
-        """Let all that has been collected wait at its connections."""
-        if self._is_handing_on:
-            return  # One of the steps asks; what was collected before it waits already.
-        self._is_handing_on = True
+        """Let all that has been written so far wait at its connections."""
+        if not self._is_handing_on:  # Else one of the steps asks, and what was written before it waits already.
+            self._is_handing_on = True
+            self._hand_on_all(self._take())
+            self._is_handing_on = False
+
+    def tick(self) -> None:
+        """Send all that has been written so far."""
+        self._is_awake = False
+        collected = self._take()
+        if len(collected) == 1 and isinstance(run := collected[0], Run) and not self._dirty:
+            for connection in run.connections:
+                if not connection.closing:
+                    self._send(connection, run.frame)
+        else:
+            self._is_handing_on = True
+            self._hand_on_all(collected)
+            self._is_handing_on = False
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            waiting, connection.waiting = connection.waiting, []
+            self._send(connection, waiting[0] if len(waiting) == 1 else b"".join(waiting))
+
+    def _take(self) -> list[Run | Step]:
         with self._lock:
             collected, self._collected = self._collected, []
             self._run = _NO_RUN
             if self._collected_size > MAX_COLLECTED:
                 self._has_room.notify_all()
             self._collected_size = 0
+        return collected
+
+    def _hand_on_all(self, collected: list[Run | Step]) -> None:
         frames: list[bytes] = []
         connections: list[WebSocketProtocol] = []
         for entry in collected:
-            if entry.__class__ is not Run:
+            if not isinstance(entry, Run):
                 self._hand_on(frames, connections)
                 frames, connections = [], []
-                self._call(entry)  # type: ignore[arg-type]
+                self._call(entry)
             elif entry.connections == connections:
                 # A burst to the same clients becomes one piece of work for each of them.
                 frames.append(entry.frame)
@@ -186,11 +209,8 @@ class Outbox:
                 self._hand_on(frames, connections)
                 frames, connections = [entry.frame], entry.connections
         self._hand_on(frames, connections)
-        self._is_handing_on = False
 
     def _hand_on(self, frames: list[bytes], connections: list[WebSocketProtocol]) -> None:
-        if not frames:
-            return
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         dirty = self._dirty
         for connection in connections:
@@ -207,21 +227,11 @@ class Outbox:
         except Exception:
             logger.exception("what a thread asked of the loop failed")
 
-    def tick(self) -> None:
-        """Send all that has been written so far."""
-        self._is_awake = False
-        self.hand_on()
-        self._flush()
-
-    def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for connection in dirty:
-            waiting, connection.waiting = connection.waiting, []
-            data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
-            if connection.backlog and not connection.closing and self._is_slow(connection):
-                self._cut_off(connection)
-            else:
-                connection.transmit(data)
+    def _send(self, connection: WebSocketProtocol, data: bytes) -> None:
+        if connection.backlog and not connection.closing and self._is_slow(connection):
+            self._cut_off(connection)
+        else:
+            connection.transmit(data)
 
     def _is_slow(self, connection: WebSocketProtocol) -> bool:
         """Tell whether too much is left from earlier flushes, and the client has read nothing of it for a while."""
@@ -239,4 +249,3 @@ class Outbox:
             len(connection.backlog),
         )
         connection.cut_off(1013, "you do not read what is sent")
-

@@ -360,14 +360,20 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
 
     def transmit(self, data: bytes) -> None:
         """Give ``data`` to the kernel, and keep what it does not take until it can."""
-        if self._socket is None:
+        sock = self._socket
+        if sock is None:
             return
         if self.backlog:
             self.backlog += data
             return
-        count = self._send(data)
-        if self._socket is None:
+        try:
+            count = sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            count = 0
+        except OSError:
+            self._disconnect()
             return
+        self.sent += count
         if count < len(data):
             self._keep(data[count:])
         elif self.closing:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 from django.db import close_old_connections, connections
@@ -61,6 +62,8 @@ class Pool:
         self._limit = limit
         self._lock = threading.Lock()
         self._jobs: deque[tuple[Step, Step]] = deque()
+        self._done: deque[Step] = deque()
+        self._is_told = False
         self._bell: SimpleQueue[bool] = SimpleQueue()
         self._threads = 0
         self._awake = 0
@@ -114,6 +117,17 @@ class Pool:
         if is_busy:
             self._look_in(PATIENCE if is_waited_for else min(2 * self._interval, MAX_LOOK_INTERVAL))
 
+    def _finish(self) -> None:
+        """Go on with what waited for the jobs, then send what they wrote: threads may work while the loop sends."""
+        self._is_told = False
+        for _ in range(len(self._done)):
+            then = self._done.popleft()
+            try:
+                then()
+            except Exception:
+                logger.exception("what waited for a callback failed")
+        self._outbox.tick()
+
     # In the threads
 
     def _work(self) -> None:
@@ -123,7 +137,7 @@ class Pool:
                 while (entry := self._take()) is not None:
                     job, then = entry
                     job()
-                    self._outbox.run_on_loop(then)
+                    self._tell(then)
                     # A thread that waits for the next job shall not keep the client of the last one.
                     del entry, job, then
         finally:
@@ -139,6 +153,14 @@ class Pool:
                 return self._jobs.popleft()
             self._awake -= 1
             return None
+
+    def _tell(self, then: Step) -> None:
+        # The flag is read behind the append and cleared before the loop reads, so that nothing done goes unseen.
+        self._done.append(then)
+        if not self._is_told:
+            self._is_told = True
+            with suppress(RuntimeError):  # The loop is closed: the server has gone, and did not wait for this job.
+                self._loop.call_soon_threadsafe(self._finish)
 
 
 class _Thread(threading.local):
