@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from redis import Redis
 
@@ -84,14 +85,16 @@ def manage(home: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def serving(registry: str, **environment: str) -> Iterator[Server]:
-    """Run a server whose ``mease_registry`` is this text."""
+def serving(
+    registry: str, *, settings: str = "", stderr: IO[str] | None = None, **environment: str
+) -> Iterator[Server]:
+    """Run a server whose ``mease_registry`` is this text, with more ``settings`` behind those of all benchmarks."""
     home = Path(tempfile.mkdtemp(prefix="mease-"))
     (home / "app").mkdir()
     (home / "app" / "__init__.py").touch()
     (home / "app" / "mease_registry.py").write_text(registry)
     (home / "benchmark_settings.py").write_text(
-        SETTINGS.format(database=str(home / "db.sqlite3"), valkey=str(home / "valkey"))
+        SETTINGS.format(database=str(home / "db.sqlite3"), valkey=str(home / "valkey")) + settings
     )
     manage(home, "migrate", "-v0")
     process = subprocess.Popen(
@@ -99,6 +102,7 @@ def serving(registry: str, **environment: str) -> Iterator[Server]:
         cwd=home,
         env={**environment_of(home), **environment},
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     try:
