@@ -94,10 +94,11 @@ class Callback:
 
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
         """Call the function with those of ``arguments`` (by our names) that it wants, and return what it returns."""
-        return self.function(
-            *[arguments[name] for name in self.binding.positional],
-            **{parameter: arguments[name] for parameter, name in self.binding.keywords},
-        )
+        binding = self.binding
+        positional = [arguments[name] for name in binding.positional]
+        if not binding.keywords:
+            return self.function(*positional)
+        return self.function(*positional, **{parameter: arguments[name] for parameter, name in binding.keywords})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,16 +137,16 @@ class Registry:
     def receivers_for(self, message: str | bytes) -> Received:
         """Return who hears what a client sent, each with the message in the form that it wants."""
         if not self._parses:
-            return Received(calls=tuple((receiver, message) for receiver in self.receivers))
+            return Received([(receiver, message) for receiver in self.receivers])
         value, is_json = _parse(message)
         kind = value.get("type") if isinstance(value, dict) else None
-        calls = []
+        calls: list[tuple[Callback, Any]] = []
         for receiver in self.receivers:
             if not receiver.wants_json:
                 calls.append((receiver, message))
             elif is_json and _hears(receiver, kind):
                 calls.append((receiver, value))
-        return Received(calls=tuple(calls), kind=kind if isinstance(kind, str) else None, is_json=is_json)
+        return Received(calls, kind if isinstance(kind, str) else None, is_json)
 
     def closest_type(self, kind: str) -> str | None:
         """Return the type or pattern of a receiver that looks most like ``kind``."""
@@ -153,19 +154,19 @@ class Registry:
         return next(iter(difflib.get_close_matches(kind, known, n=1)), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Received:
     """What a client sent, and who hears it."""
 
-    calls: tuple[tuple[Callback, Any], ...]
+    calls: list[tuple[Callback, Any]]
     kind: str | None = None
     """The ``"type"`` of a JSON object."""
     is_json: bool = False
 
     @property
-    def is_typed_and_unheard(self) -> bool:
-        """Whether it has a type, and no receiver wants that or any JSON."""
-        return self.kind is not None and not any(receiver.wants_json for receiver, _ in self.calls)
+    def is_unheard(self) -> bool:
+        """Whether no receiver wants its type or any JSON."""
+        return not any(receiver.wants_json for receiver, _ in self.calls)
 
 
 def _parse(message: str | bytes) -> tuple[Any, bool]:

@@ -29,7 +29,7 @@ LAYERS = [
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
-    {"server.protocol", "server.identity", "server.complaints", "server.processes"},
+    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
     {"server.outbox", "server.listener"},
     {"server.client", "server.pings", "server.workers"},
     {"server.clients"},

@@ -45,6 +45,7 @@ from djmease.server.protocol import (
     build_frame,
     is_sendable_close_code,
 )
+from djmease.server.readers import Readers
 from tests.support import DEADLINE, masked_frame
 
 MAX_SIZE = 64 * 1024
@@ -560,6 +561,10 @@ class Handler:
         self.ends.append((code, reason))
 
 
+def protocol_of(handler: Handler, outbox: Outbox, readers: Readers) -> WebSocketProtocol:
+    return WebSocketProtocol(handler, outbox=outbox, readers=readers, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+
+
 class Link:
     """A connection that has been taken over from a stream, and its other end: two TCP sockets on the loopback."""
 
@@ -569,7 +574,8 @@ class Link:
         self.loop = asyncio.get_running_loop()
         self.outbox = outbox or Outbox(self.loop, limit=limit)
         self.handler = Handler()
-        self.protocol = WebSocketProtocol(self.handler, outbox=self.outbox, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+        self.readers = Readers(self.loop, self.outbox)
+        self.protocol = protocol_of(self.handler, self.outbox, self.readers)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.peer = socket.socket()
             if kernel_buffer is not None:
@@ -590,6 +596,7 @@ class Link:
 
     def __exit__(self, *_: object) -> None:
         self.protocol.abort()
+        self.readers.close()
         self.peer.close()
 
     async def send(self, data: bytes) -> None:
@@ -657,7 +664,9 @@ async def test_the_stream_is_left_as_if_closed_and_cannot_touch_the_socket_any_m
 async def test_a_protocol_that_has_no_socket_yet_takes_everything_and_does_nothing() -> None:
     loop = asyncio.get_running_loop()
     handler = Handler()
-    protocol = WebSocketProtocol(handler, outbox=Outbox(loop, limit=1), max_message_size=1)  # type: ignore[arg-type]
+    outbox = Outbox(loop, limit=1)
+    readers = Readers(loop, outbox)
+    protocol = protocol_of(handler, outbox, readers)
     protocol.close(1000, "x")
     protocol.pause_reading()
     protocol.resume_reading()
@@ -669,6 +678,7 @@ async def test_a_protocol_that_has_no_socket_yet_takes_everything_and_does_nothi
     assert protocol.stream is None
     assert protocol.selected_subprotocol is None
     protocol.abort()
+    readers.close()
     assert handler.ends == []
 
 
@@ -941,7 +951,8 @@ async def test_what_the_stream_has_not_sent_yet_is_sent_first() -> None:
     assert stream.writing()
     outbox = Outbox(loop, limit=10_000_000)
     handler = Handler()
-    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+    readers = Readers(asyncio.get_running_loop(), outbox)
+    protocol = protocol_of(handler, outbox, readers)
     assert protocol._take_over(stream) == b""
     outbox.write(protocol, build_frame(TEXT, b"first"))
     protocol.close(1000, None)
@@ -952,6 +963,7 @@ async def test_what_the_stream_has_not_sent_yet_is_sent_first() -> None:
             received += await loop.sock_recv(peer, 65536)
     assert received == expected
     protocol.abort()
+    readers.close()
     peer.close()
 
 
@@ -962,7 +974,8 @@ async def test_a_unix_socket_does_as_well_and_tells_what_is_not_delivered() -> N
     loop = asyncio.get_running_loop()
     outbox = Outbox(loop, limit=10_000_000)
     handler = Handler()
-    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=MAX_SIZE)  # type: ignore[arg-type]
+    readers = Readers(asyncio.get_running_loop(), outbox)
+    protocol = protocol_of(handler, outbox, readers)
     protocol._take_over(IOStream(ours))
     assert protocol.undelivered() == 0
     outbox.write(protocol, build_frame(BINARY, bytes(1000)))
@@ -978,6 +991,7 @@ async def test_a_unix_socket_does_as_well_and_tells_what_is_not_delivered() -> N
         assert await loop.sock_recv(peer, 65536) == b""
     assert protocol.undelivered() == 0
     assert handler.ends == [(1000, None)]
+    readers.close()
     peer.close()
 
 
@@ -988,10 +1002,12 @@ async def test_a_stream_that_has_closed_is_not_taken_over() -> None:
     stream.close()
     handler = Handler()
     outbox = Outbox(asyncio.get_running_loop(), limit=1)
-    protocol = WebSocketProtocol(handler, outbox=outbox, max_message_size=1)  # type: ignore[arg-type]
+    readers = Readers(asyncio.get_running_loop(), outbox)
+    protocol = protocol_of(handler, outbox, readers)
     assert protocol._take_over(stream) == b""
     assert protocol._socket is None
     assert protocol.closing
+    readers.close()
     peer.close()
 
 

@@ -126,7 +126,7 @@ def test_the_senders_of_a_routing_are_every_match_in_order_each_once() -> None:
 
 def test_an_empty_registry_has_nobody() -> None:
     assert Registry().senders_for("x") == ()
-    assert Registry().receivers_for("x").calls == ()
+    assert Registry().receivers_for("x").calls == []
     assert Registry().closest_type("x") is None
 
 

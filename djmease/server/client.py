@@ -14,6 +14,7 @@ from djmease.server.complaints import Complaints
 from djmease.server.identity import NOBODY, Identity
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
+from djmease.server.readers import Readers
 
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
@@ -60,12 +61,14 @@ class Client(WebSocketHandler):
         *,
         events: Events,
         outbox: Outbox,
+        readers: Readers,
         refuse: Callable[[HTTPServerRequest], str | None],
         complaints: Complaints,
         max_message_size: int,
     ) -> None:
         self._events = events
         self._outbox = outbox
+        self._readers = readers
         self._refuse = refuse
         self._complaints = complaints
         self._max_message_size = max_message_size
@@ -180,7 +183,9 @@ class Client(WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return WebSocketProtocol(self, outbox=self._outbox, max_message_size=self._max_message_size)
+        return WebSocketProtocol(
+            self, outbox=self._outbox, readers=self._readers, max_message_size=self._max_message_size
+        )
 
     def _open(self, *args: str, **kwargs: str) -> None:
         self._events.opened(self)

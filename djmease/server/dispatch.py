@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,7 +53,8 @@ class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
     callback: Callback
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
+    """By our names; of this call alone."""
     about: Message | Client
     select: Select
     """Returns the ``clients_list``."""
@@ -120,7 +121,7 @@ class Lane:
         tidy_connections()
         entries = self._entries
         while entries and isinstance(head := entries[0], Call) and head.needs_thread:
-            if Context().run(self._dispatch.admit, head):
+            if head.refuse is None or Context().run(self._dispatch.admit, head):
                 if head.callback.is_async:
                     break  # It may run now, and the loop is where.
                 Context().run(self._dispatch.run, head)
@@ -184,9 +185,9 @@ class Dispatch:
         elif len(lane) >= MAX_ROUTING_LANE:
             self._drop(message)
             return
-        arguments = {"routing": routing, "message": message.body}
+        body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
-        lane.put(*[Call(sender, arguments, message, select) for sender in senders])
+        lane.put(*[Call(sender, {"routing": routing, "message": body}, message, select) for sender in senders])
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
@@ -201,8 +202,8 @@ class Dispatch:
             return
         received = self._registry.receivers_for(message)
         lane.put(*[self._hearing(receiver, client, value, received) for receiver, value in received.calls])
-        if received.is_typed_and_unheard:
-            self._note_unheard(client, str(received.kind))
+        if received.kind is not None and received.is_unheard:
+            self._note_unheard(client, received.kind)
         if len(lane) >= MAX_CLIENT_LANE and client.ws_connection is not None:
             client.ws_connection.pause_reading()
 
@@ -258,9 +259,8 @@ class Dispatch:
         self._idle.clear()
         return Lane(self, on_empty)
 
-    def _calls(self, callbacks: tuple[Callback, ...], client: Client, **arguments: Any) -> list[Call]:
-        given = {"client": client, **arguments}
-        return [Call(callback, given, client, self._clients.snapshot) for callback in callbacks]
+    def _calls(self, callbacks: tuple[Callback, ...], client: Client) -> list[Call]:
+        return [Call(callback, {"client": client}, client, self._clients.snapshot) for callback in callbacks]
 
     def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received) -> Call:
         call = Call(receiver, {"client": client, "message": message}, client, self._clients.snapshot)
@@ -319,8 +319,7 @@ class Dispatch:
 
     def admit(self, call: Call) -> bool:
         """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
-        if call.refuse is None:
-            return True
+        assert call.refuse is not None
         try:
             refused = call.refuse()
         except BaseException as error:
@@ -332,15 +331,15 @@ class Dispatch:
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
         started = time.monotonic()
-        clients_list = call.select()
+        clients_list = call.arguments["clients_list"] = call.select()
         try:
-            result = call.callback({**call.arguments, "clients_list": clients_list})
+            result = call.callback(call.arguments)
             if inspect.iscoroutine(result):
                 result.close()
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
-        self._trace(call, len(clients_list), started)
+        self._trace(call, clients_list, started)
 
     def spawn(self, call: Call, then: Step) -> bool:
         """Run an ``async def`` callback in a task of its own, and ``then`` behind it; or return that it has run."""
@@ -357,12 +356,12 @@ class Dispatch:
 
     async def _run_async(self, call: Call) -> None:
         started = time.monotonic()
-        clients_list = call.select()
+        clients_list = call.arguments["clients_list"] = call.select()
         try:
-            await call.callback({**call.arguments, "clients_list": clients_list})
+            await call.callback(call.arguments)
         except BaseException as error:
             self._report(call, error)
-        self._trace(call, len(clients_list), started)
+        self._trace(call, clients_list, started)
         if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
             self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
@@ -372,7 +371,8 @@ class Dispatch:
         self.errors += 1
         logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
 
-    def _trace(self, call: Call, clients: int, started: float) -> None:
+    def _trace(self, call: Call, clients_list: ClientsList, started: float) -> None:
         if traffic_logger.isEnabledFor(logging.INFO):
             milliseconds = (time.monotonic() - started) * 1000
-            traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, milliseconds)
+            path, clients = call.callback.path, len(clients_list)
+            traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, path, clients, milliseconds)

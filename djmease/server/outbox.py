@@ -30,12 +30,12 @@ def frame_of(message: Any, binary: bool = False) -> bytes:
 
     Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
     """
-    if isinstance(message, Promise):
-        message = str(message)  # A translation is made where it is written.
     if isinstance(message, str):
         return build_frame(BINARY if binary else TEXT, message.encode())
     if isinstance(message, (bytes, bytearray, memoryview)):
         return build_frame(BINARY, bytes(message))
+    if isinstance(message, Promise):
+        return frame_of(str(message), binary)  # A translation is made where it is written.
     return build_frame(BINARY if binary else TEXT, to_json(message).encode())
 
 
@@ -167,6 +167,10 @@ class Outbox:
             self._is_handing_on = True
             self._hand_on_all(self._take())
             self._is_handing_on = False
+
+    def gather(self) -> None:
+        """Leave the sending of what is written from here on to the ``tick`` with which the caller ends."""
+        self._is_awake = True
 
     def tick(self) -> None:
         """Send all that has been written so far."""

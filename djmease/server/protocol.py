@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -211,6 +212,14 @@ class Outbox(Protocol):
     def hand_on(self) -> None: ...
 
 
+class Readers(Protocol):
+    """What the protocol needs of ``server/readers.py``."""
+
+    def add(self, file: int, read: Callable[[], None]) -> None: ...
+
+    def remove(self, file: int) -> None: ...
+
+
 class WebSocketProtocol(TornadoWebSocketProtocol):
     """One connection after the handshake: its socket, its parser, and what the kernel has not taken yet.
 
@@ -219,9 +228,10 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     and the reason would be lost with it.
     """
 
-    def __init__(self, handler: WebSocketHandler, *, outbox: Outbox, max_message_size: int) -> None:
+    def __init__(self, handler: WebSocketHandler, *, outbox: Outbox, readers: Readers, max_message_size: int) -> None:
         super().__init__(handler)
         self._outbox = outbox
+        self._readers = readers
         self._parser = Parser(max_message_size)
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -304,7 +314,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """Leave what the client sends in the kernel, which makes it wait; one that is closing is read to its end."""
         if self._is_reading and not self.closing and self._socket is not None:
             self._is_reading = False
-            self._loop.remove_reader(self._socket)
+            self._readers.remove(self._socket.fileno())
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -312,7 +322,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._is_reading = True
             # What it has said meanwhile is still in the kernel.
             self.heard_at = self._loop.time()
-            self._loop.add_reader(self._socket, self._on_readable)
+            self._readers.add(self._socket.fileno(), self._on_readable)
 
     @property
     def is_reading(self) -> bool:
@@ -506,7 +516,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._loop.remove_reader(sock)
+        self._readers.remove(sock.fileno())
         self._loop.remove_writer(sock)
         if self._timer is not None:
             self._timer.cancel()

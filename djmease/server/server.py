@@ -25,6 +25,7 @@ from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.protocol import WebSocketProtocol
+from djmease.server.readers import Readers
 
 logger = logging.getLogger("djmease.server")
 
@@ -59,18 +60,21 @@ class Server:
         loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._outbox = Outbox(loop, limit=max_client_buffer)
+        self._readers = Readers(loop, self._outbox)
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._open: set[Client] = set()
         self._connections: weakref.WeakSet[WebSocketProtocol] = weakref.WeakSet()
         self.clients = Clients(self._outbox)
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
         self.publish = self._dispatch.publish
+        self.received = self._dispatch.received
         self._listener = connect and Listener(
             connect=connect, prefix=channel_prefix, on_message=self._dispatch.publish, revive=revive
         )
         handler = {
             "events": self,
             "outbox": self._outbox,
+            "readers": self._readers,
             "refuse": refuse,
             "complaints": Complaints(logger),
             "max_message_size": max_message_size,
@@ -135,6 +139,7 @@ class Server:
         self._dispatch.workers.stop()
         for connection in tuple(self._connections):
             connection.abort()  # Those too whose clients have gone, but who are waited for to read why.
+        self._readers.close()
         outcome = (await asyncio.gather(listening, return_exceptions=True))[0]
         if isinstance(outcome, Exception):
             raise outcome
@@ -150,9 +155,6 @@ class Server:
         self._dispatch.opened(client)
         if self._stopping.is_set():
             client.close(1001, "the server stops")
-
-    def received(self, client: Client, message: str | bytes) -> None:
-        self._dispatch.received(client, message)
 
     def join(self, client: Client, group: str) -> None:
         self.clients.join(client, group)
