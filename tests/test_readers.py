@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,20 +14,32 @@ from djmease.server.readers import Readers
 from tests.support import DEADLINE
 
 
+class Reading:
+    """Something to be called as a connection is."""
+
+    def __init__(self, on_readable: Callable[[], object]) -> None:
+        self.on_readable = on_readable
+
+    def abort(self) -> None:
+        """It has nothing to give up."""
+
+
 class Pairs:
     """Pairs of connected sockets of which one end is read by ``Readers``, and what was read."""
 
     def __init__(self, readers: Readers) -> None:
         self.readers = readers
         self.heard: list[tuple[int, bytes]] = []
+        self.readings: list[Reading] = []
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
 
-    def open(self) -> tuple[int, socket.socket]:
-        """Return the number of a socket that is read, and its other end."""
+    def open(self) -> tuple[socket.socket, socket.socket]:
+        """Return a socket that is read, and its other end."""
         ours, peer = socket.socketpair()
         self._pairs.append((ours, peer))
-        self.readers.add(ours.fileno(), lambda: self.heard.append((ours.fileno(), ours.recv(100))))
-        return ours.fileno(), peer
+        self.readings.append(Reading(lambda: self.heard.append((ours.fileno(), ours.recv(100)))))
+        self.readers.add(ours, self.readings[-1])
+        return ours, peer
 
     def close(self) -> None:
         self.readers.close()
@@ -63,13 +75,14 @@ def test_all_who_have_something_to_read_are_called_and_those_that_were_removed_a
         to_first.send(b"one")
         to_second.send(b"two")
         await heard(pairs, 2)
-        assert sorted(pairs.heard) == sorted([(first, b"one"), (second, b"two")])
+        assert sorted(pairs.heard) == sorted([(first.fileno(), b"one"), (second.fileno(), b"two")])
         pairs.readers.remove(first)
         pairs.readers.remove(first)
         to_first.send(b"not read")
         to_second.send(b"three")
         await heard(pairs, 3)
-        assert pairs.heard[2] == (second, b"three")
+        assert pairs.heard[2] == (second.fileno(), b"three")
+        assert list(pairs.readers.connections) == pairs.readings[1:]
         pairs.close()
 
     asyncio.run(scenario())
@@ -85,10 +98,10 @@ def test_who_is_ended_by_another_in_the_same_turn_is_not_called() -> None:
         def end_the_other(index: int) -> None:
             calls.append(index)
             ends[index][0].recv(100)
-            pairs.readers.remove(ends[1 - index][0].fileno())
+            pairs.readers.remove(ends[1 - index][0])
 
         for index, (ours, _) in enumerate(ends):
-            pairs.readers.add(ours.fileno(), lambda index=index: end_the_other(index))
+            pairs.readers.add(ours, Reading(lambda index=index: end_the_other(index)))
         for _, peer in ends:
             peer.send(b"x")
         async with asyncio.timeout(DEADLINE):
@@ -118,7 +131,7 @@ def test_one_whose_reading_fails_does_not_keep_what_others_write(caplog: pytest.
             outbox.run_on_loop(done.append, "written before")
             raise ValueError("broken")
 
-        pairs.readers.add(ours.fileno(), fail)
+        pairs.readers.add(ours, Reading(fail))
         peer.send(b"x")
         async with asyncio.timeout(DEADLINE):
             while not done:

@@ -258,16 +258,18 @@ def test_a_server_that_is_asked_to_stop_does_not_wait_for_ever(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
     monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.2)
+    hangs = threading.Event()
     end = threading.Event()
 
     @djmease.sender(routing="stuck")
     def hang() -> None:
+        hangs.set()
         end.wait(DEADLINE)
 
     server = start_server()
     server.connect()
     djmease.publish("stuck", "")
-    eventually(lambda: server.server._dispatch.workers._pool._awake)
+    assert hangs.wait(DEADLINE)
     server.stop()
     end.set()
     assert any("callbacks still run" in line for line in log_of())

@@ -36,6 +36,9 @@ class Events(Protocol):
     async def identify(self, request: HTTPServerRequest) -> Identity: ...
 
 
+NO_GROUPS: frozenset[str] = frozenset()
+
+
 class _Finished:
     """An awaitable that has nothing to wait for."""
 
@@ -74,7 +77,7 @@ class Client(WebSocketHandler):
         self._max_message_size = max_message_size
         self.id = new_id()
         self.storage: dict[str, Any] = {}
-        self.groups: frozenset[str] = frozenset()
+        self.groups = NO_GROUPS
         self.identity = NOBODY
 
     def __repr__(self) -> str:

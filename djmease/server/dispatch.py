@@ -75,12 +75,13 @@ class Call:
 class Lane:
     """What waits for one routing or one client, done in order, one thing at a time."""
 
-    __slots__ = ("_dispatch", "_entries", "_is_running", "_on_empty")
+    __slots__ = ("_dispatch", "_entries", "_is_running", "about")
 
-    def __init__(self, dispatch: Dispatch, on_empty: Step) -> None:
+    def __init__(self, dispatch: Dispatch, about: str | Client) -> None:
         self._dispatch = dispatch
-        self._on_empty = on_empty
-        self._entries: deque[Call | Step] = deque()
+        self.about = about
+        """The routing or the client."""
+        self._entries = _NO_ENTRIES
         self._is_running = False
 
     def __len__(self) -> int:
@@ -88,7 +89,10 @@ class Lane:
 
     def put(self, *entries: Call | Step) -> None:
         """Add to the end; on the loop only. A lone entry begins at once."""
-        self._entries.extend(entries)
+        if self._entries:
+            self._entries.extend(entries)
+        else:
+            self._entries = deque(entries)
         if not self._is_running:
             self._is_running = True
             self._advance()
@@ -112,8 +116,10 @@ class Lane:
                 is_closer = head.callback.kind == "closer"
                 self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
                 return
+        # An empty deque is more than all else that a lane is, and most lanes wait for nothing most of the time.
+        self._entries = _NO_ENTRIES
         self._is_running = False
-        self._on_empty()
+        self._dispatch.emptied(self)
 
     def _hop(self) -> None:
         """In a thread: run what needs one at the head of the lane, for a while."""
@@ -129,6 +135,9 @@ class Lane:
             if time.monotonic() >= deadline:
                 break
         tidy_connections()
+
+
+_NO_ENTRIES: deque[Call | Step] = deque(maxlen=0)
 
 
 def start_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
@@ -181,7 +190,7 @@ class Dispatch:
             return
         lane = self._routings.get(routing)
         if lane is None:
-            lane = self._routings[routing] = self._lane(lambda: self._forget_routing(routing))
+            lane = self._routings[routing] = self._lane(routing)
         elif len(lane) >= MAX_ROUTING_LANE:
             self._drop(message)
             return
@@ -191,7 +200,7 @@ class Dispatch:
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
-        lane = self._lane(lambda: self._relieve(client))
+        lane = self._lane(client)
         self._client_lanes[client] = lane
         lane.put(*self._calls(self._registry.openers, client), lambda: self._clients.add(client))
 
@@ -255,9 +264,18 @@ class Dispatch:
 
     # Lanes
 
-    def _lane(self, on_empty: Step) -> Lane:
+    def _lane(self, about: str | Client) -> Lane:
         self._idle.clear()
-        return Lane(self, on_empty)
+        return Lane(self, about)
+
+    def emptied(self, lane: Lane) -> None:
+        """Forget a routing for which nothing waits; read a client again that had to wait."""
+        about = lane.about
+        if isinstance(about, str):
+            del self._routings[about]
+            self._settle()
+        elif about.ws_connection is not None:
+            about.ws_connection.resume_reading()
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client) -> list[Call]:
         return [Call(callback, {"client": client}, client, self._clients.snapshot) for callback in callbacks]
@@ -287,14 +305,6 @@ class Dispatch:
             closest = self._registry.closest_type(kind)
             meant = f"; did you mean {closest!r}?" if closest else ""
             self._strangers.say("client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant)
-
-    def _forget_routing(self, routing: str) -> None:
-        del self._routings[routing]
-        self._settle()
-
-    def _relieve(self, client: Client) -> None:
-        if client.ws_connection is not None:
-            client.ws_connection.resume_reading()
 
     def _forget_client(self, client: Client) -> None:
         del self._client_lanes[client]

@@ -16,7 +16,6 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -215,9 +214,9 @@ class Outbox(Protocol):
 class Readers(Protocol):
     """What the protocol needs of ``server/readers.py``."""
 
-    def add(self, file: int, read: Callable[[], None]) -> None: ...
+    def add(self, sock: socket.socket, connection: Any) -> None: ...
 
-    def remove(self, file: int) -> None: ...
+    def remove(self, sock: socket.socket) -> None: ...
 
 
 class WebSocketProtocol(TornadoWebSocketProtocol):
@@ -314,7 +313,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """Leave what the client sends in the kernel, which makes it wait; one that is closing is read to its end."""
         if self._is_reading and not self.closing and self._socket is not None:
             self._is_reading = False
-            self._readers.remove(self._socket.fileno())
+            self._readers.remove(self._socket)
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -322,13 +321,14 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._is_reading = True
             # What it has said meanwhile is still in the kernel.
             self.heard_at = self._loop.time()
-            self._readers.add(self._socket.fileno(), self._on_readable)
+            self._readers.add(self._socket, self)
 
     @property
     def is_reading(self) -> bool:
         return self._is_reading
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        """Take what the client has sent."""
         if self._socket is None:
             return
         try:
@@ -516,7 +516,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._readers.remove(sock.fileno())
+        self._readers.remove(sock)
         self._loop.remove_writer(sock)
         if self._timer is not None:
             self._timer.cancel()

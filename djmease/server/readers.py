@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable
+import socket
 from typing import Protocol
 
-Read = Callable[[], None]
+
+class Connection(Protocol):
+    """Who is to read."""
+
+    def on_readable(self) -> None: ...
+
+    def abort(self) -> None: ...
 
 
 class Outbox(Protocol):
@@ -29,43 +35,50 @@ class Readers:
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._reads: dict[int, Read] = {}
+        self._connections: dict[int, Connection] = {}
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             loop.add_reader(self._epoll, self._turn)
 
-    def add(self, file: int, read: Read) -> None:
-        """Call ``read`` whenever there is something to read in ``file``, until ``remove``."""
-        self._reads[file] = read
+    def add(self, sock: socket.socket, connection: Connection) -> None:
+        """Call the connection whenever there is something to read in its socket, until ``remove``."""
+        number = sock.fileno()
+        self._connections[number] = connection
         if self._epoll is not None:
-            self._epoll.register(file, select.EPOLLIN)
+            self._epoll.register(number, select.EPOLLIN)
         else:
-            self._loop.add_reader(file, read)
+            self._loop.add_reader(number, connection.on_readable)
 
-    def remove(self, file: int) -> None:
-        """Call it no more; before the file is closed."""
-        if self._reads.pop(file, None) is None:
+    def remove(self, sock: socket.socket) -> None:
+        """Call it no more; before the socket is closed."""
+        number = sock.fileno()
+        if self._connections.pop(number, None) is None:
             return
         if self._epoll is not None:
-            self._epoll.unregister(file)
+            self._epoll.unregister(number)
         else:
-            self._loop.remove_reader(file)
+            self._loop.remove_reader(number)
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """Who is called."""
+        return tuple(self._connections.values())
 
     def close(self) -> None:
         """Call nobody any more."""
-        self._reads.clear()
+        self._connections.clear()
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll)
             self._epoll.close()
 
     def _turn(self) -> None:
         assert self._epoll is not None
-        reads = self._reads
+        connections = self._connections
         self._outbox.gather()
         try:
-            for file, _ in self._epoll.poll(0):
-                read = reads.get(file)
-                if read is not None:  # Else one that was ready has ended another one.
-                    read()
+            for number, _ in self._epoll.poll(0):
+                connection = connections.get(number)
+                if connection is not None:  # Else one that was ready has ended another one.
+                    connection.on_readable()
         finally:
             self._outbox.tick()

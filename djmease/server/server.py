@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 import socket
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ from djmease.server.identity import Identity
 from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
-from djmease.server.protocol import WebSocketProtocol
 from djmease.server.readers import Readers
 
 logger = logging.getLogger("djmease.server")
@@ -63,7 +61,6 @@ class Server:
         self._readers = Readers(loop, self._outbox)
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._open: set[Client] = set()
-        self._connections: weakref.WeakSet[WebSocketProtocol] = weakref.WeakSet()
         self.clients = Clients(self._outbox)
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
         self.publish = self._dispatch.publish
@@ -137,8 +134,9 @@ class Server:
                 "callbacks still run %s s after the server was asked to stop; it does not wait", STOP_TIMEOUT
             )
         self._dispatch.workers.stop()
-        for connection in tuple(self._connections):
-            connection.abort()  # Those too whose clients have gone, but who are waited for to read why.
+        # Those too whose clients have gone, but who are waited for to read why.
+        for connection in self._readers.connections:
+            connection.abort()
         self._readers.close()
         outcome = (await asyncio.gather(listening, return_exceptions=True))[0]
         if isinstance(outcome, Exception):
@@ -150,7 +148,6 @@ class Server:
         assert client.ws_connection is not None
         self._open.add(client)
         self._no_clients.clear()
-        self._connections.add(client.ws_connection)
         self._pings.add(client.ws_connection)
         self._dispatch.opened(client)
         if self._stopping.is_set():

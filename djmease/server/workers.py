@@ -26,78 +26,79 @@ MAX_LOOK_INTERVAL = 0.01
 """Seconds between two looks at what running callbacks have written, at most."""
 
 Step = Callable[[], object]
+Job = tuple[Step, Step]
+"""What to do in a thread, and what to do on the loop behind it."""
 
 
 class Workers:
-    """Daemon threads for ``def`` callbacks. One is kept for closers, so that busy callbacks cannot hold them up."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, count: int | None) -> None:
-        limit = count or min(32, (os.cpu_count() or 1) + 4)
-        self._pool = Pool(loop, outbox, limit=max(1, limit - 1))
-        self._kept = Pool(loop, outbox, limit=1)
-
-    def run(self, job: Step, then: Step, *, is_closer: bool = False) -> None:
-        """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. Neither may raise."""
-        pool = self._kept if is_closer and self._pool.is_stuck else self._pool
-        pool.run(job, then)
-
-    def stop(self) -> None:
-        """Let the threads end behind what they are doing; nobody waits for them."""
-        self._pool.stop()
-        self._kept.stop()
-
-
-class Pool:
-    """Up to ``limit`` threads, as few of them awake as the work needs.
+    """Up to ``count`` daemon threads for ``def`` callbacks, as few of them awake as the work needs.
 
     Jobs that are short are done one after another by one thread: each thread more would cost more in handing the
-    interpreter to and fro than it does. One more is woken when a job has waited for a millisecond.
+    interpreter to and fro than it does. One more is woken when a job has waited for a millisecond. The last thread is
+    kept for closers, so that busy callbacks cannot hold them up.
 
     What a job writes does not wake the loop. The end of the job does, and while it runs the loop looks now and then.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, *, limit: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, count: int | None) -> None:
         self._loop = loop
         self._outbox = outbox
-        self._limit = limit
+        self._limit = max(1, (count or min(32, (os.cpu_count() or 1) + 4)) - 1)
         self._lock = threading.Lock()
-        self._jobs: deque[tuple[Step, Step]] = deque()
+        self._jobs: deque[Job] = deque()
+        self._closers: deque[Job] = deque()
         self._done: deque[Step] = deque()
         self._is_told = False
         self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._kept_bell: SimpleQueue[bool] = SimpleQueue()
         self._threads = 0
         self._awake = 0
+        self._has_kept = False
+        self._is_kept_awake = False
         self._taken_at = 0.0
         """When a thread last took a job, in the time of the loop."""
         self._timer: asyncio.TimerHandle | None = None
         self._interval = PATIENCE
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether all threads are awake, and none has come back to work for a while."""
-        return self._awake >= self._limit and self._loop.time() - self._taken_at > PATIENCE
-
-    def run(self, job: Step, then: Step) -> None:
+    def run(self, job: Step, then: Step, *, is_closer: bool = False) -> None:
+        """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. Neither may raise."""
         with self._lock:
-            self._jobs.append((job, then))
-            if not self._awake or self._loop.time() - self._taken_at > PATIENCE:
+            (self._closers if is_closer else self._jobs).append((job, then))
+            if not self._awake or self._is_late:
                 self._wake_one()
         if self._timer is None or self._interval > PATIENCE:
             self._look_in(PATIENCE)
 
     def stop(self) -> None:
+        """Let the threads end behind what they are doing; nobody waits for them."""
         for _ in range(self._threads):
             self._bell.put(False)
+        self._kept_bell.put(False)
         if self._timer is not None:
             self._timer.cancel()
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether no thread has come for a job for a while."""
+        return self._loop.time() - self._taken_at > PATIENCE
+
     def _wake_one(self) -> None:
+        """Wake one thread more, with the lock held; the kept one where all others are busy."""
         if self._awake < self._limit:
             self._awake += 1
             if self._awake > self._threads:
                 self._threads += 1
-                threading.Thread(target=self._work, name="djmease-worker", daemon=True).start()
+                self._start(is_kept=False)
             self._bell.put(True)
+        elif self._closers and not self._is_kept_awake:
+            self._is_kept_awake = True
+            if not self._has_kept:
+                self._has_kept = True
+                self._start(is_kept=True)
+            self._kept_bell.put(True)
+
+    def _start(self, *, is_kept: bool) -> None:
+        threading.Thread(target=self._work, args=(is_kept,), name="djmease-worker", daemon=True).start()
 
     def _look_in(self, seconds: float) -> None:
         if self._timer is not None:
@@ -109,10 +110,10 @@ class Pool:
         """Wake one thread more for jobs that wait, and send what running jobs have written so far."""
         self._timer = None
         with self._lock:
-            is_waited_for = bool(self._jobs)
-            if is_waited_for:
+            is_waited_for = bool(self._jobs or self._closers)
+            if is_waited_for and self._is_late:
                 self._wake_one()
-            is_busy = self._awake > 0
+            is_busy = self._awake > 0 or self._is_kept_awake
         self._outbox.tick()
         if is_busy:
             self._look_in(PATIENCE if is_waited_for else min(2 * self._interval, MAX_LOOK_INTERVAL))
@@ -130,11 +131,12 @@ class Pool:
 
     # In the threads
 
-    def _work(self) -> None:
+    def _work(self, is_kept: bool) -> None:
+        bell = self._kept_bell if is_kept else self._bell
         self._outbox.quiet_threads.add(threading.get_ident())
         try:
-            while self._bell.get():
-                while (entry := self._take()) is not None:
+            while bell.get():
+                while (entry := self._take(is_kept)) is not None:
                     job, then = entry
                     job()
                     self._tell(then)
@@ -146,12 +148,18 @@ class Pool:
                 # A database in memory closes only by the base class's method; this thread has no more use for any.
                 BaseDatabaseWrapper.close(connection)
 
-    def _take(self) -> tuple[Step, Step] | None:
+    def _take(self, is_kept: bool) -> Job | None:
         with self._lock:
-            if self._jobs:
-                self._taken_at = time.monotonic()
-                return self._jobs.popleft()
-            self._awake -= 1
+            # A closer goes first: what it frees, others wait for.
+            jobs = self._closers if self._closers or is_kept else self._jobs
+            if jobs:
+                if not is_kept:
+                    self._taken_at = time.monotonic()
+                return jobs.popleft()
+            if is_kept:
+                self._is_kept_awake = False
+            else:
+                self._awake -= 1
             return None
 
     def _tell(self, then: Step) -> None:

@@ -35,7 +35,7 @@ from djmease.server.processes import (
 )
 from djmease.server.server import Server
 
-BACKLOG = 1024
+BACKLOG = 4096
 LOGGERS = ("server", "listener", "publishing", "traffic")
 DEFAULT_SITE = "127.0.0.1:8000"
 _ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?(?P<port>[0-9]{1,5})")
