@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import itertools
 import json
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -55,6 +57,17 @@ class Binding:
     positional: tuple[str, ...] = ()
     keywords: tuple[tuple[str, str], ...] = ()
     """Pairs of the callable's parameter and our argument."""
+    take: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False, compare=False)
+    """From our arguments by name, those that go by position."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "take", _taker(self.positional))
+
+
+def _taker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda arguments: tuple(arguments[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +108,10 @@ class Callback:
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
         """Call the function with those of ``arguments`` (by our names) that it wants, and return what it returns."""
         binding = self.binding
-        positional = [arguments[name] for name in binding.positional]
         if not binding.keywords:
-            return self.function(*positional)
-        return self.function(*positional, **{parameter: arguments[name] for parameter, name in binding.keywords})
+            return self.function(*binding.take(arguments))
+        keywords = {parameter: arguments[name] for parameter, name in binding.keywords}
+        return self.function(*binding.take(arguments), **keywords)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +236,10 @@ def bind(function: Callable[..., Any], kind: Kind) -> Binding:
     for parameter in parameters:
         if parameter not in known and _is_required(parameter):
             raise TypeError(_unknown_parameter(parameter, kind))
-    positional = tuple(_spelling(p.name) for p in known if p.kind is p.POSITIONAL_ONLY)
-    keywords = [(p.name, _spelling(p.name)) for p in known if p.kind is not p.POSITIONAL_ONLY]
+    # Names cost more in a call than places do.
+    leading = list(itertools.takewhile(lambda p: p in known and p.kind is not p.KEYWORD_ONLY, parameters))
+    positional = tuple(_spelling(p.name) for p in leading)
+    keywords = [(p.name, _spelling(p.name)) for p in known if p not in leading]
     if takes_all:
         given = {*positional, *(name for _, name in keywords)}
         keywords += [(name, name) for name in names if name not in given]

@@ -31,7 +31,7 @@ LAYERS = [
 SERVER_LAYERS = [
     {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
     {"server.outbox", "server.listener"},
-    {"server.client", "server.pings", "server.workers"},
+    {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},
     {"server.server", "server.banner"},

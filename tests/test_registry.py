@@ -58,6 +58,10 @@ class Object:
         (stars, ("R", "M", "L")),
         (Object(), ("M", "L")),
         (functools.partial(lambda message, clients_list, mark: (message, mark), mark="!"), ("M", "!")),
+        (functools.partial(lambda mark, message, clients_list: (mark, message), mark="!"), ("!", "M")),
+        (functools.partial(lambda mark, message, clients_list: (mark, message), "!"), ("!", "M")),
+        (lambda extra=5, message=None, clients_list=None: (extra, message, clients_list), (5, "M", "L")),
+        (lambda message, extra=5, *, clients_list: (message, extra, clients_list), ("M", 5, "L")),
         (outer(lambda message, clients_list: (message, clients_list)), ("M", "L")),
     ],
 )

@@ -10,10 +10,9 @@ import asyncio
 import functools
 import inspect
 import logging
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
 from djmease.server.identity import Identity, identify, session_key_of
+from djmease.server.tasks import Tasks
 from djmease.server.workers import Step, Workers, tidy_connections
 
 logger = logging.getLogger("djmease.server")
@@ -98,7 +98,6 @@ class Lane:
             self._advance()
 
     def _advance(self) -> None:
-        deadline = time.monotonic() + HOP_TIME
         while self._entries:
             head = self._entries[0]
             if not isinstance(head, Call):
@@ -106,12 +105,8 @@ class Lane:
                 head()
             elif not head.needs_thread:
                 self._entries.popleft()
-                if not self._dispatch.spawn(head, self._advance):
-                    return
-                if time.monotonic() >= deadline:
-                    # Calls that never wait would keep the loop from everything else.
-                    self._dispatch.loop.call_soon(self._advance)
-                    return
+                self._dispatch.tasks.run(self._dispatch.run_async(head, self._advance))
+                return
             else:
                 is_closer = head.callback.kind == "closer"
                 self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
@@ -140,13 +135,6 @@ class Lane:
 _NO_ENTRIES: deque[Call | Step] = deque(maxlen=0)
 
 
-def start_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-    """Start a task with a context of its own: at once where Python can (3.12 and newer), else in the next turn."""
-    if sys.version_info >= (3, 12):
-        return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
-    return loop.create_task(coroutine, context=Context())
-
-
 class Dispatch:
     """Brings messages to senders, and what clients do to receivers, openers and closers."""
 
@@ -162,9 +150,9 @@ class Dispatch:
         self._registry = registry
         self._clients = clients
         self.workers = Workers(loop, clients.outbox, max_workers)
+        self.tasks = Tasks(loop, clients.outbox)
         self._routings: dict[str, Lane] = {}
         self._client_lanes: dict[Client, Lane] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._tidy_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -257,6 +245,11 @@ class Dispatch:
 
         self.workers.run(job, then)
         return await future
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self.workers.stop()
+        self.tasks.stop()
 
     async def wait_until_idle(self) -> None:
         """Wait until nothing waits or runs in any lane."""
@@ -351,20 +344,8 @@ class Dispatch:
             self._report(call, error)
         self._trace(call, clients_list, started)
 
-    def spawn(self, call: Call, then: Step) -> bool:
-        """Run an ``async def`` callback in a task of its own, and ``then`` behind it; or return that it has run."""
-        task = start_task(self._run_async(call), self.loop)
-        if task.done():
-            return True
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._after(task, then))
-        return False
-
-    def _after(self, task: asyncio.Task[None], then: Step) -> None:
-        self._tasks.discard(task)
-        then()
-
-    async def _run_async(self, call: Call) -> None:
+    async def run_async(self, call: Call, then: Step) -> None:
+        """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
         started = time.monotonic()
         clients_list = call.arguments["clients_list"] = call.select()
         try:
@@ -376,6 +357,7 @@ class Dispatch:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
             self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
             await sync_to_async(tidy_connections)()
+        then()
 
     def _report(self, call: Call, error: BaseException) -> None:
         self.errors += 1

@@ -78,6 +78,9 @@ Event = tuple[int, Any]
 """An opcode with what came: ``str`` for TEXT, ``bytes`` for BINARY, PING and PONG, ``(code, reason)`` for CLOSE."""
 
 
+_WHOLE_TEXT = 0x80 | TEXT
+
+
 class Parser:
     """From the bytes of a client to messages and control frames; it knows no I/O."""
 
@@ -127,7 +130,9 @@ class Parser:
                     return position
                 length = int.from_bytes(data[start : start + width])
                 start += width
-            self._check_header(first, second, length)
+            is_plain = first == _WHOLE_TEXT and second & 0x80 and length <= self._max_size and self._fragments is None
+            if not is_plain:
+                self._check_header(first, second, length)
             payload_start = start + 4
             payload_end = payload_start + length
             if payload_end > end:
@@ -135,7 +140,11 @@ class Parser:
                 return position
             payload = unmask(data[start:payload_start], data[payload_start:payload_end])
             position = payload_end
-            self._take(first, payload, events)
+            if is_plain:
+                # What nearly every frame is, without a call for each question.
+                events.append((TEXT, _decode(payload)))
+            else:
+                self._take(first, payload, events)
         self._needed = 2
         return position
 

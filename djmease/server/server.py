@@ -133,7 +133,7 @@ class Server:
             logger.warning(
                 "callbacks still run %s s after the server was asked to stop; it does not wait", STOP_TIMEOUT
             )
-        self._dispatch.workers.stop()
+        self._dispatch.stop()
         # Those too whose clients have gone, but who are waited for to read why.
         for connection in self._readers.connections:
             connection.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -136,6 +137,9 @@ class Command(BaseCommand):
                 "MEASE_REDIS_URL to one that runs."
             ) from error
         self._write(_banner(registry, sockets) + "\n")
+        # What has been loaded stays: the collector need not walk through all of Django again and again.
+        gc.collect()
+        gc.freeze()
         if may_reload:
             watch_code(on_change)
         orphaned = asyncio.create_task(self._stop_as_orphan(server))
