@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.utils import translation
+from websockets.exceptions import ConnectionClosed
 
 import djmease
 from djmease.server import dispatch
@@ -240,7 +241,7 @@ def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_noth
 def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ROUTING_LANE", 5)
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 5 * (dispatch.CALL_SIZE + 2))
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -252,17 +253,130 @@ def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
     all_have_come = threading.Event()
     djmease.sender(routing="end")(all_have_come.set)
     server = start_server()
+    counts = server.server._dispatch
     for index in range(20):
-        djmease.publish("slow", str(index))
+        djmease.publish("slow", f"{index:02}")
     djmease.publish("end", "")
     assert all_have_come.wait(DEADLINE)
-    assert server.server._dispatch.dropped >= 14
+    assert counts.dropped == 15
     may_go_on.set()
-    eventually(lambda: len(seen) == 20 - server.server._dispatch.dropped)
-    assert seen == [str(index) for index in range(len(seen))]
-    assert any("wait for the routing slow, message" in line for line in log_of())
+    eventually(lambda: len(seen) == 5)
+    assert seen == ["00", "01", "02", "03", "04"]
+    assert any("wait for the senders of the routing, and the message " in line for line in log_of())
     djmease.publish("slow", "again")
     eventually(lambda: seen[-1] == "again")
+    eventually(lambda: counts.published.size == 0)
+
+
+def test_routings_whose_names_are_endless_have_a_bound_together(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_WAITING", 10 * (dispatch.CALL_SIZE + 1))
+    may_go_on = threading.Event()
+    seen: list[str] = []
+
+    @djmease.sender(routing="name.*")
+    def slow(routing: str) -> None:
+        assert may_go_on.wait(DEADLINE)
+        seen.append(routing)
+
+    server = start_server()
+    counts = server.server._dispatch
+    for index in range(100):
+        djmease.publish(f"name.{index}", "x")
+    eventually(lambda: counts.dropped == 90)
+    may_go_on.set()
+    eventually(lambda: len(seen) == 10)
+    assert sorted(seen) == sorted(f"name.{index}" for index in range(10))
+    eventually(lambda: counts.published.size == 0)
+    assert any("of all routings together" in line for line in log_of())
+
+
+def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 10)
+    may_go_on = threading.Semaphore(0)
+    seen: list[str] = []
+
+    @djmease.receiver
+    def slow(message: str) -> None:
+        assert may_go_on.acquire(timeout=DEADLINE)
+        seen.append(message)
+
+    server = start_server()
+    client = server.connect()
+    for index in range(10):
+        client.send(str(index))
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._open)))
+    assert handler.ws_connection is not None
+    eventually(lambda: not handler.ws_connection.is_reading)
+    for index in range(10, 100):
+        client.send(str(index))
+    may_go_on.release(7)
+    eventually(lambda: handler.ws_connection.is_reading or len(seen) == 7)
+    may_go_on.release(93)
+    eventually(lambda: len(seen) == 100)
+    assert seen == [str(index) for index in range(100)]
+    eventually(lambda: server.server._dispatch.heard.size == 0)
+
+
+@pytest.mark.parametrize("bound", ["MAX_CLIENT_WAITING", "MAX_HEARD"])
+def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(dispatch, bound, 50_000)
+    may_go_on = threading.Event()
+    seen: list[str] = []
+
+    @djmease.receiver
+    def slow(message: str) -> None:
+        assert may_go_on.wait(DEADLINE)
+        seen.append(message)
+
+    server = start_server()
+    client = server.connect()
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._open)))
+    for _ in range(3):
+        client.send("x" * 30_000)
+    eventually(lambda: not handler.ws_connection.is_reading)
+    assert server.server._dispatch.heard.size < 100_000
+    may_go_on.set()
+    eventually(lambda: len(seen) == 3)
+    eventually(lambda: handler.ws_connection.is_reading)
+    assert server.server._dispatch.heard.size == 0
+
+
+def test_a_client_whose_receivers_never_come_to_what_it_sent_is_closed(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 5)
+    monkeypatch.setattr(dispatch, "MAX_PAUSE", 0.2)
+    may_go_on = threading.Event()
+    events: list[str] = []
+
+    @djmease.receiver
+    def stuck(message: str) -> None:
+        assert may_go_on.wait(DEADLINE)
+        events.append(message)
+
+    @djmease.closer
+    def on_close() -> None:
+        events.append("closed")
+
+    server = start_server()
+    client = server.connect()
+    for index in range(5):
+        client.send(str(index))
+    with pytest.raises(ConnectionClosed) as closed:
+        client.recv(DEADLINE)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "what you send is not handled in time")
+    assert server.server._dispatch.given_up == 1
+    assert any("that its receivers did not come to" in line for line in log_of())
+    may_go_on.set()
+    eventually(lambda: events == ["0", "1", "2", "3", "4", "closed"])
+    eventually(lambda: server.server._dispatch.heard.size == 0)
 
 
 def test_a_closer_runs_while_all_other_workers_are_busy(start_server: StartServer, settings: Any) -> None:

@@ -34,10 +34,20 @@ traffic_logger = logging.getLogger("djmease.traffic")
 
 HOP_TIME = 0.005
 """Seconds after which a hop to a thread gives the rest of its lane back."""
-MAX_ROUTING_LANE = 10_000
-"""Calls that may wait for one routing; what comes on top is dropped, and said."""
+CALL_SIZE = 1000
+"""Bytes that a call which waits is counted with beside its message."""
+MAX_ROUTING_WAITING = 32 * 1024 * 1024
+"""Bytes that may wait for the senders of one routing; what comes on top is dropped, and said."""
+MAX_WAITING = 128 * 1024 * 1024
+"""Bytes that may wait for the senders of all routings: their names are endless."""
 MAX_CLIENT_LANE = 100
 """Calls that may wait for one client before it is not read any more."""
+MAX_CLIENT_WAITING = 1024 * 1024
+"""Bytes that may wait for one client before it is not read any more."""
+MAX_HEARD = 64 * 1024 * 1024
+"""Bytes that may wait for all clients before those for whom something waits are not read any more."""
+MAX_PAUSE = 60.0
+"""Seconds that a client is not read because its receivers do not keep up, before it is closed."""
 ASYNC_HYGIENE_INTERVAL = 1.0
 """Seconds between two looks at the database connections of asynchronous callbacks."""
 
@@ -58,6 +68,8 @@ class Call:
     about: Message | Client
     select: Select
     """Returns the ``clients_list``."""
+    size: int = CALL_SIZE
+    """Bytes that it counts with as long as it waits."""
     refuse: Callable[[], bool] | None = None
     """Asked before, in a thread: whether the call is refused after all."""
 
@@ -72,23 +84,40 @@ class Call:
         return f"{about.routing} {about.id}" if isinstance(about, Message) else f"client {about.id}"
 
 
+@dataclass(slots=True)
+class Waiting:
+    """What waits in many lanes together."""
+
+    size: int = 0
+    """Bytes."""
+
+
 class Lane:
     """What waits for one routing or one client, done in order, one thing at a time."""
 
-    __slots__ = ("_dispatch", "_entries", "_is_running", "about")
+    __slots__ = ("_dispatch", "_entries", "_is_running", "_taken", "_waiting", "about", "pause", "size")
 
-    def __init__(self, dispatch: Dispatch, about: str | Client) -> None:
+    def __init__(self, dispatch: Dispatch, about: str | Client, waiting: Waiting) -> None:
         self._dispatch = dispatch
         self.about = about
         """The routing or the client."""
         self._entries = _NO_ENTRIES
         self._is_running = False
+        self.size = 0
+        """Bytes that wait."""
+        self._waiting = waiting
+        self._taken = 0
+        """Bytes that a thread has taken, and that the loop has still to count as gone."""
+        self.pause: asyncio.TimerHandle | None = None
+        """While the client is not read: when it is given up."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, *entries: Call | Step) -> None:
-        """Add to the end; on the loop only. A lone entry begins at once."""
+    def put(self, *entries: Call | Step, size: int = 0) -> None:
+        """Add to the end what counts with so many bytes; on the loop only. A lone entry begins at once."""
+        self.size += size
+        self._waiting.size += size
         if self._entries:
             self._entries.extend(entries)
         else:
@@ -98,6 +127,11 @@ class Lane:
             self._advance()
 
     def _advance(self) -> None:
+        if self._taken:
+            self._release(self._taken)
+            self._taken = 0
+        if self.pause is not None and len(self._entries) < MAX_CLIENT_LANE / 2 and self.size < MAX_CLIENT_WAITING / 2:
+            self._dispatch.resume(self)
         while self._entries:
             head = self._entries[0]
             if not isinstance(head, Call):
@@ -105,6 +139,7 @@ class Lane:
                 head()
             elif not head.needs_thread:
                 self._entries.popleft()
+                self._release(head.size)
                 self._dispatch.tasks.run(self._dispatch.run_async(head, self._advance))
                 return
             else:
@@ -115,6 +150,10 @@ class Lane:
         self._entries = _NO_ENTRIES
         self._is_running = False
         self._dispatch.emptied(self)
+
+    def _release(self, size: int) -> None:
+        self.size -= size
+        self._waiting.size -= size
 
     def _hop(self) -> None:
         """In a thread: run what needs one at the head of the lane, for a while."""
@@ -127,6 +166,7 @@ class Lane:
                     break  # It may run now, and the loop is where.
                 Context().run(self._dispatch.run, head)
             entries.popleft()
+            self._taken += head.size
             if time.monotonic() >= deadline:
                 break
         tidy_connections()
@@ -151,6 +191,10 @@ class Dispatch:
         self._clients = clients
         self.workers = Workers(loop, clients.outbox, max_workers)
         self.tasks = Tasks(loop, clients.outbox)
+        self.published = Waiting()
+        """What waits for senders."""
+        self.heard = Waiting()
+        """What waits for receivers, openers and closers."""
         self._routings: dict[str, Lane] = {}
         self._client_lanes: dict[Client, Lane] = {}
         self._tidy_at = 0.0
@@ -158,6 +202,8 @@ class Dispatch:
         self._idle.set()
         self._refusals = Complaints(logger)
         self._strangers = Complaints(logger)
+        self._drops = Complaints(logger, logging.ERROR)
+        self._overrun = Complaints(logger)
         self.errors = 0
         """Callbacks that raised."""
         self.refused = 0
@@ -165,7 +211,9 @@ class Dispatch:
         self.unheard = 0
         """Messages of clients with a type that no receiver takes."""
         self.dropped = 0
-        """Messages that found the lane of their routing full."""
+        """Messages that found too much waiting already."""
+        self.given_up = 0
+        """Clients whose receivers did not keep up with them for too long."""
 
     # What happens
 
@@ -176,21 +224,28 @@ class Dispatch:
         if not senders:
             traffic_logger.info("%s %s: no sender", routing, message.id)
             return
+        each = CALL_SIZE + message.size
+        size = each * len(senders)
         lane = self._routings.get(routing)
+        if self.published.size + size > MAX_WAITING:
+            self._drop(message, self.published.size, "all routings together")
+            return
         if lane is None:
-            lane = self._routings[routing] = self._lane(routing)
-        elif len(lane) >= MAX_ROUTING_LANE:
-            self._drop(message)
+            lane = self._routings[routing] = self._lane(routing, self.published)
+        elif lane.size + size > MAX_ROUTING_WAITING:
+            self._drop(message, lane.size, "the routing")
             return
         body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
-        lane.put(*[Call(sender, {"routing": routing, "message": body}, message, select) for sender in senders])
+        calls = [Call(sender, {"routing": routing, "message": body}, message, select, each) for sender in senders]
+        lane.put(*calls, size=size)
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
-        lane = self._lane(client)
+        lane = self._lane(client, self.heard)
         self._client_lanes[client] = lane
-        lane.put(*self._calls(self._registry.openers, client), lambda: self._clients.add(client))
+        calls = self._calls(self._registry.openers, client)
+        lane.put(*calls, lambda: self._clients.add(client), size=CALL_SIZE * len(calls))
 
     def received(self, client: Client, message: str | bytes) -> None:
         """Run the receivers; a client that sends faster than they run is not read for a while."""
@@ -198,21 +253,31 @@ class Dispatch:
         if lane is None:
             return
         received = self._registry.receivers_for(message)
-        lane.put(*[self._hearing(receiver, client, value, received) for receiver, value in received.calls])
+        size = CALL_SIZE + len(message)
+        calls = [self._hearing(receiver, client, value, received, size) for receiver, value in received.calls]
+        lane.put(*calls, size=size * len(calls))
         if received.kind is not None and received.is_unheard:
             self._note_unheard(client, received.kind)
-        if len(lane) >= MAX_CLIENT_LANE and client.ws_connection is not None:
-            client.ws_connection.pause_reading()
+        if lane.size and lane.pause is None:
+            is_full = len(lane) >= MAX_CLIENT_LANE or lane.size >= MAX_CLIENT_WAITING or self.heard.size >= MAX_HEARD
+            if is_full and client.ws_connection is not None:
+                client.ws_connection.pause_reading()
+                lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
 
     def closed(self, client: Client) -> None:
         """Take the client from among the others behind what it has sent, and run the closers."""
         lane = self._client_lanes.get(client)
         if lane is None:
             return
+        if lane.pause is not None:
+            lane.pause.cancel()
+            lane.pause = None
+        calls = self._calls(self._registry.closers, client)
         lane.put(
             lambda: self._clients.discard(client),
-            *self._calls(self._registry.closers, client),
+            *calls,
             lambda: self._forget_client(client),
+            size=CALL_SIZE * len(calls),
         )
 
     async def identify(self, request: HTTPServerRequest) -> Identity:
@@ -257,24 +322,41 @@ class Dispatch:
 
     # Lanes
 
-    def _lane(self, about: str | Client) -> Lane:
+    def _lane(self, about: str | Client, waiting: Waiting) -> Lane:
         self._idle.clear()
-        return Lane(self, about)
+        return Lane(self, about, waiting)
 
     def emptied(self, lane: Lane) -> None:
-        """Forget a routing for which nothing waits; read a client again that had to wait."""
-        about = lane.about
-        if isinstance(about, str):
-            del self._routings[about]
+        """Forget a routing for which nothing waits."""
+        if isinstance(lane.about, str):
+            del self._routings[lane.about]
             self._settle()
-        elif about.ws_connection is not None:
-            about.ws_connection.resume_reading()
+
+    def resume(self, lane: Lane) -> None:
+        """Read a client again that had to wait."""
+        assert lane.pause is not None and not isinstance(lane.about, str)
+        lane.pause.cancel()
+        lane.pause = None
+        if lane.about.ws_connection is not None:
+            lane.about.ws_connection.resume_reading()
+
+    def _give_up(self, lane: Lane, client: Client) -> None:
+        lane.pause = None
+        self.given_up += 1
+        self._overrun.say(
+            "client %s has sent %d messages that its receivers did not come to in %d s; it is closed with 1013",
+            client.id,
+            len(lane),
+            MAX_PAUSE,
+        )
+        if client.ws_connection is not None:
+            client.ws_connection.cut_off(1013, "what you send is not handled in time")
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client) -> list[Call]:
         return [Call(callback, {"client": client}, client, self._clients.snapshot) for callback in callbacks]
 
-    def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received) -> Call:
-        call = Call(receiver, {"client": client, "message": message}, client, self._clients.snapshot)
+    def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received, size: int) -> Call:
+        call = Call(receiver, {"client": client, "message": message}, client, self._clients.snapshot, size)
         if receiver.rule is not None:
             call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
         return call
@@ -307,16 +389,17 @@ class Dispatch:
         if not self._routings and not self._client_lanes:
             self._idle.set()
 
-    def _drop(self, message: Message) -> None:
+    def _drop(self, message: Message, waiting: int, where: str) -> None:
         self.dropped += 1
-        if self.dropped % MAX_ROUTING_LANE == 1:
-            logger.error(
-                "%d calls wait for the routing %s, message %s is dropped: its senders are too slow (%d dropped in all)",
-                MAX_ROUTING_LANE,
-                message.routing,
-                message.id,
-                self.dropped,
-            )
+        self._drops.say(
+            "%d bytes wait for the senders of %s, and the message %s of the routing %s is dropped: they are too slow "
+            "(%d dropped so far)",
+            waiting,
+            where,
+            message.id,
+            message.routing,
+            self.dropped,
+        )
 
     # Running
 

@@ -22,7 +22,7 @@ GRACE = 1.0
 HARD_LIMIT = 4
 """How many times the limit may wait even for a client that goes on reading."""
 MAX_COLLECTED = 8 * 1024 * 1024
-"""Bytes of frames that threads may write while the loop is busy; then they wait for it."""
+"""Bytes of frames that may be collected: then threads wait for the loop, and on the loop they are sent at once."""
 
 
 def frame_of(message: Any, binary: bool = False) -> bytes:
@@ -133,7 +133,10 @@ class Outbox:
             self._collected.append(run)
             self._collected_size += len(run.frame)
             self._run = run
-        if thread not in self.quiet_threads:
+            is_much = self._collected_size > MAX_COLLECTED
+        if is_much and thread == self._thread and not self._is_handing_on:
+            self.tick()  # Who writes so much without ever waiting waits for the kernel.
+        elif thread not in self.quiet_threads:
             self._wake()
 
     def _wake(self) -> None:
