@@ -9,7 +9,7 @@ import argparse
 import statistics
 import sys
 
-from site_of_benchmarks import Connections, Server, serving
+from site_of_benchmarks import Connections, Server, serving, text_frame
 
 REGISTRY = """
 import djmease
@@ -35,8 +35,7 @@ session[HASH_SESSION_KEY] = user.get_session_auth_hash()
 session.save()
 print(session.session_key)
 """
-BODY = b"x" * 100
-FRAME = 2 + len(BODY)
+TEXT = "x" * 100
 
 
 def main() -> int:
@@ -60,7 +59,7 @@ def cost(clients: int, messages: int, rounds: int) -> float:
         try:
             connections.open(server.port, clients - 1)
             connections.open(server.port, 1, headers=f"Cookie: sessionid={server.shell(LOG_IN)}\r\n")
-            connections.receive(dict.fromkeys(range(clients), FRAME))
+            connections.receive(text_frame("open" * 25))
             return statistics.median(round_of(server, connections, messages) for _ in range(rounds))
         finally:
             connections.close()
@@ -69,8 +68,8 @@ def cost(clients: int, messages: int, rounds: int) -> float:
 def round_of(server: Server, connections: Connections, messages: int) -> float:
     before = server.cpu()
     for _ in range(messages):
-        server.publish("one", BODY, b" user=1")
-        connections.receive({len(connections.sockets) - 1: FRAME})
+        server.publish("one", TEXT.encode(), b" user=1")
+        connections.receive(text_frame(TEXT), [len(connections.sockets) - 1])
     return (server.cpu() - before) / messages * 1e6
 
 

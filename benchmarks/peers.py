@@ -1,22 +1,49 @@
-"""The servers that are compared, each with a publisher in a process of its own."""
+"""The servers that are compared. Each is told by a line of JSON to send messages to all of its clients."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from site_of_benchmarks import DEADLINE, environment_of, serving
+from site_of_benchmarks import DEADLINE, cpu_of, environment_of, memory_of, serving, text_frame
 
 from djmease.embedded import EmbeddedValkey
+
+
+def frame_of_text(number: int) -> bytes:
+    """Return the frame of a message: it has 100 bytes, and says which one it is."""
+    return text_frame(f"{number:<100}")
+
+
+def frame_of_dict(number: int) -> bytes:
+    return text_frame(json.dumps({"text": f"{number:<89}"}, separators=(",", ":")))
+
+
+FRAMES = {"text": frame_of_text, "dict": frame_of_dict, "send": frame_of_dict}
+# Reads what to publish: the kind, the first number, how many, and the seconds from one to the next. It answers with
+# when each was published, and when all were.
+PUBLISH_LOOP = """
+import json, sys, time
+for line in sys.stdin:
+    kind, first, count, interval = json.loads(line)
+    started = time.monotonic()
+    times = []
+    for number in range(first, first + count):
+        if interval:
+            time.sleep(max(0.0, started + (number - first) * interval - time.monotonic()))
+        times.append(time.monotonic())
+        publish[kind](number)
+    print(json.dumps([*times, time.monotonic()]), flush=True)
+"""
 
 REGISTRY = """
 import djmease
@@ -25,6 +52,10 @@ import djmease
 def show(message, clients_list):
     for client in clients_list:
         client.write_message(message)
+
+@djmease.sender(routing="send")
+def show_at_once(message, clients_list):
+    clients_list.send(message)
 """
 ECHO_DEF = """
 import djmease
@@ -34,25 +65,17 @@ def echo(client, message):
     client.write_message(message)
 """
 ECHO_ASYNC = ECHO_DEF.replace("def echo", "async def echo")
-
-# A publisher reads how many messages to publish, does it, and says how many seconds it took.
-PUBLISHER = """
-import sys, time, django
+PUBLISH_TO_DJMEASE = """
+import django
 django.setup()
-{imports}
-text = "x" * 100
-for line in sys.stdin:
-    started = time.perf_counter()
-    for _ in range(int(line)):
-        {statement}
-    print(time.perf_counter() - started, flush=True)
+import djmease
+publish = {
+    "text": lambda number: djmease.publish("all", f"{number:<100}"),
+    "dict": lambda number: djmease.publish("all", {"text": f"{number:<89}"}),
+    "send": lambda number: djmease.publish("send", {"text": f"{number:<89}"}),
+}
 """
-PUBLISH_DJMEASE = PUBLISHER.format(imports="import djmease", statement='djmease.publish("all", text)')
-PUBLISH_CHANNELS = PUBLISHER.format(
-    imports="from asgiref.sync import async_to_sync\nfrom channels.layers import get_channel_layer\n"
-    "send = async_to_sync(get_channel_layer().group_send)",
-    statement='send("all", {"type": "show", "text": text})',
-)
+
 CHANNELS_SETTINGS = """
 SECRET_KEY = "benchmark"
 ALLOWED_HOSTS = ["*"]
@@ -85,12 +108,50 @@ application = ProtocolTypeRouter({"websocket": URLRouter([
     path("", Show.as_asgi()), path("async", Echo.as_asgi()), path("def", SyncEcho.as_asgi()),
 ])})
 """
+PUBLISH_TO_CHANNELS = """
+import django
+django.setup()
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+send = async_to_sync(get_channel_layer().group_send)
+publish = {"text": lambda number: send("all", {"type": "show", "text": f"{number:<100}"})}
+"""
+# Pings would be counted among the messages, and a short queue of connections would be waited for.
+UVICORN = ["uvicorn", "application:application", "--port", "{port}", "--log-level", "error"]
+UVICORN += ["--backlog", "4096", "--ws-ping-interval", "3600"]
+DAPHNE = ["daphne", "application:application", "-v", "0", "--ping-interval", "3600"]
+DAPHNE += ["-e", "tcp:port={port}:interface=127.0.0.1:backlog=4096"]
+
+# The library alone, without Django and without Redis.
+WEBSOCKETS = """
+import asyncio, logging, threading
+from websockets.asyncio.server import broadcast, serve
+logging.getLogger("websockets").disabled = True
+logging.getLogger("websockets.server").disabled = True
+clients = set()
+async def handle(connection):
+    if connection.request.path == "/async":
+        async for message in connection:
+            await connection.send(message)
+    else:
+        clients.add(connection)
+        try:
+            await connection.wait_closed()
+        finally:
+            clients.discard(connection)
+async def main():
+    async with serve(handle, "127.0.0.1", 0, ping_interval=None, backlog=4096) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_until_complete, args=[main()], daemon=True).start()
+publish = {"text": lambda number: loop.call_soon_threadsafe(broadcast, clients, f"{number:<100}")}
+"""
 # The floor: one call of send for each client and message, in Python, and nothing else.
 BARE_LOOP = """
-import socket, sys, threading
+import socket, threading
 listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
 print(listening.getsockname()[1], flush=True)
-frame = b"\\x81\\x64" + b"x" * 100
 sockets = []
 def accept():
     while True:
@@ -99,11 +160,11 @@ def accept():
         sockets.append(connection)
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\n\\r\\n")
 threading.Thread(target=accept, daemon=True).start()
-for line in sys.stdin:
-    for _ in range(int(line)):
-        for connection in sockets:
-            connection.send(frame)
-    print("0", flush=True)
+def send(number):
+    frame = b"\\x81\\x64" + f"{number:<100}".encode()
+    for connection in sockets:
+        connection.send(frame)
+publish = {"text": send}
 """
 
 
@@ -114,37 +175,55 @@ class Peer:
     pid: int
     port: int
     publisher: subprocess.Popen[str]
+    next_number: int = 0
 
     def cpu(self) -> float:
         """Return the seconds of CPU, user and system, of the server so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of(self.pid)
 
     def memory(self) -> int:
         """Return the server's resident bytes."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return memory_of(self.pid)
 
-    def publish(self, count: int) -> None:
-        """Ask for so many messages, as fast as they can be published."""
+    def publish(self, count: int, *, kind: str = "text", interval: float = 0.0) -> bytes:
+        """Ask for so many messages, and return what each client has to get; call ``published`` behind it.
+
+        ``interval`` is the seconds from one to the next: 0 publishes as fast as it goes.
+        """
         assert self.publisher.stdin is not None
-        self.publisher.stdin.write(f"{count}\n")
+        first, self.next_number = self.next_number, self.next_number + count
+        self.publisher.stdin.write(json.dumps([kind, first, count, interval]) + "\n")
         self.publisher.stdin.flush()
+        return b"".join(map(FRAMES[kind], range(first, first + count)))
 
-    def published(self) -> float:
-        """Wait until they are published, and return how many seconds that took."""
+    def published(self) -> list[float]:
+        """Wait until all are published; return when each was begun, and when the last was done."""
         assert self.publisher.stdout is not None
-        return float(self.publisher.stdout.readline())
+        return json.loads(self.publisher.stdout.readline())
+
+    def wait_until_idle(self) -> None:
+        """Wait until the server does nothing: some subscribe a client behind its handshake, and do not say when."""
+        deadline = time.monotonic() + DEADLINE
+        before = self.cpu()
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            after = self.cpu()
+            if after - before < 0.002:
+                return
+            before = after
+        raise TimeoutError(f"the server with the process id {self.pid} is busy with nothing")
 
 
 @contextmanager
 def djmease(echo: str = "") -> Iterator[Peer]:
     registry = {"async": ECHO_ASYNC, "def": ECHO_DEF}.get(echo, REGISTRY)
-    with serving(registry) as server, publishing(PUBLISH_DJMEASE, server.home) as publisher:
+    with serving(registry) as server, running(PUBLISH_TO_DJMEASE + PUBLISH_LOOP, server.home) as publisher:
         yield Peer(pid=server.process.pid, port=server.port, publisher=publisher)
 
 
 @contextmanager
-def channels(echo: str = "") -> Iterator[Peer]:
+def channels(command: list[str]) -> Iterator[Peer]:
+    """Run Channels by this command of a server, in which ``{port}`` stands for a free port."""
     home = Path(tempfile.mkdtemp(prefix="mease-"))
     valkey = EmbeddedValkey(home / "valkey")
     valkey.acquire()
@@ -152,13 +231,11 @@ def channels(echo: str = "") -> Iterator[Peer]:
     (home / "application.py").write_text(CHANNELS_APP)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "application:application", "--port", str(port), "--log-level", "error"]
-    # Pings would be counted among the messages.
-    command += ["--backlog", "4096", "--ws-ping-interval", "3600"]
-    server = subprocess.Popen(command, cwd=home, env=environment_of(home))
+    arguments = [argument.format(port=port) for argument in command]
+    server = subprocess.Popen([sys.executable, "-m", *arguments], cwd=home, env=environment_of(home))
     try:
         wait_for_port(port)
-        with publishing(PUBLISH_CHANNELS, home) as publisher:
+        with running(PUBLISH_TO_CHANNELS + PUBLISH_LOOP, home) as publisher:
             yield Peer(pid=server.pid, port=port, publisher=publisher)
     finally:
         server.kill()
@@ -167,15 +244,43 @@ def channels(echo: str = "") -> Iterator[Peer]:
         shutil.rmtree(home)
 
 
+def channels_on_uvicorn(echo: str = "") -> AbstractContextManager[Peer]:
+    return channels(UVICORN)
+
+
+def channels_on_daphne(echo: str = "") -> AbstractContextManager[Peer]:
+    return channels(DAPHNE)
+
+
 @contextmanager
-def bare_loop(echo: str = "") -> Iterator[Peer]:
-    with publishing(BARE_LOOP, Path.cwd()) as server:
+def script(code: str) -> Iterator[Peer]:
+    """Run a server that prints its port, and that publishes by itself."""
+    with running(code + PUBLISH_LOOP, Path.cwd()) as server:
         assert server.stdout is not None
         yield Peer(pid=server.pid, port=int(server.stdout.readline()), publisher=server)
 
 
+def websockets(echo: str = "") -> AbstractContextManager[Peer]:
+    return script(WEBSOCKETS)
+
+
+def bare_loop(echo: str = "") -> AbstractContextManager[Peer]:
+    return script(BARE_LOOP)
+
+
+OURS, UVICORN_NAME, DAPHNE_NAME = "django-mease", "Channels, uvicorn", "Channels, daphne"
+WEBSOCKETS_NAME, BARE_LOOP_NAME = "websockets", "bare loop"
+MAKERS: dict[str, Callable[..., AbstractContextManager[Peer]]] = {
+    OURS: djmease,
+    UVICORN_NAME: channels_on_uvicorn,
+    DAPHNE_NAME: channels_on_daphne,
+    WEBSOCKETS_NAME: websockets,
+    BARE_LOOP_NAME: bare_loop,
+}
+
+
 @contextmanager
-def publishing(code: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+def running(code: str, home: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=home,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import selectors
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -41,6 +42,35 @@ class LostMessageError(Exception):
     """A client got less, more, or something else than was published for it: the run is worth nothing."""
 
 
+def cpu_of(pid: int) -> float:
+    """Return the seconds of CPU, user and system, of all the threads that a process has or had.
+
+    It is the process's own clock, which counts nanoseconds; ``/proc/<pid>/stat`` counts ticks of ten milliseconds.
+    """
+    clock = ctypes.c_int()
+    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    if error:
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
+
+
+def memory_of(pid: int) -> int:
+    """Return the resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def raise_file_limit() -> None:
+    """Let this process, and those it starts, open as many files as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def text_frame(text: str) -> bytes:
+    """Return the frame that a server sends for a text of at most 125 bytes."""
+    body = text.encode()
+    return bytes([0x81, len(body)]) + body
+
+
 class Server:
     """A ``run_websocket_server`` process, whose CPU time and memory the operating system tells."""
 
@@ -57,8 +87,7 @@ class Server:
 
     def cpu(self) -> float:
         """Return the seconds of CPU, user and system, that the process has taken so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of(self.process.pid)
 
     def shell(self, code: str) -> str:
         """Run Python in the site's shell, and return the last line that it printed."""
@@ -117,15 +146,18 @@ def serving(
         shutil.rmtree(home)
 
 
+Receipt = tuple[float, int, int]
+"""When something came (``time.monotonic()``), and which of the expected bytes: from the first to before the second."""
+
+
 class Connections:
-    """Many open WebSockets, read by one selector; each frame is counted at each of them."""
+    """Many open WebSockets, read by one selector; each byte is compared at each of them."""
 
     def __init__(self) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        raise_file_limit()
         self.sockets: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
-        self._early: dict[int, int] = {}
+        self._early: dict[int, bytes] = {}
 
     def open(self, port: int, count: int, *, path: str = "", headers: str = "") -> None:
         handshake = HANDSHAKE.format(path=path, headers=headers).encode()
@@ -137,35 +169,73 @@ class Connections:
         for connection in fresh:
             answer = b""
             while b"\r\n\r\n" not in answer:
-                answer += connection.recv(4096)
+                chunk = connection.recv(4096)
+                if not chunk:
+                    raise LostMessageError(f"no handshake, but {answer!r}")
+                answer += chunk
             if not answer.startswith(b"HTTP/1.1 101"):
                 raise LostMessageError(answer.decode())
             # What an opener writes may come together with the answer.
-            self._early[len(self.sockets)] = len(answer.partition(b"\r\n\r\n")[2])
+            self._early[len(self.sockets)] = answer.partition(b"\r\n\r\n")[2]
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ, len(self.sockets))
             self.sockets.append(connection)
 
-    def receive(self, expected: dict[int, int]) -> None:
-        """Read until each connection (by its index) has got so many bytes, and no other any."""
-        missing = {index: count - self._early.pop(index, 0) for index, count in expected.items()}
-        missing = {index: count for index, count in missing.items() if count}
+    def receive(self, expected: bytes, indices: Iterable[int] | None = None) -> None:
+        """Read until each connection, or each of those with these indices, has got these bytes, and no other any."""
+        self._read(self._selector, expected, range(len(self.sockets)) if indices is None else indices)
+
+    def receive_at(self, expected: bytes, indices: Collection[int]) -> list[Receipt]:
+        """Read the same, and return when it came to those with these indices; the others are read behind them.
+
+        A few are known at once, where reading them all would take longer than sending to them.
+        """
+        with selectors.DefaultSelector() as selector:
+            for index in indices:
+                self._selector.unregister(self.sockets[index])
+                selector.register(self.sockets[index], selectors.EVENT_READ, index)
+            receipts = self._read(selector, expected, indices)
+        for index in indices:
+            self._selector.register(self.sockets[index], selectors.EVENT_READ, index)
+        self.receive(expected, set(range(len(self.sockets))).difference(indices))
+        return receipts
+
+    def _read(self, selector: selectors.BaseSelector, expected: bytes, indices: Iterable[int]) -> list[Receipt]:
+        done = {}
+        for index in indices:
+            early = self._early.pop(index, b"")
+            self._compare(index, early, expected[: len(early)])
+            done[index] = len(early)
+        missing = sum(count < len(expected) for count in done.values())
+        receipts = []
         deadline = time.monotonic() + DEADLINE
         while missing:
-            for key, _ in self._selector.select(1.0):
+            for key, _ in selector.select(1.0):
                 index = key.data
-                count = len(key.fileobj.recv(1 << 20))  # type: ignore[union-attr]
-                left = missing.get(index, 0) - count
-                if left < 0 or not count:
-                    raise LostMessageError(f"connection {index} got {-left} bytes too many")
-                if left:
-                    missing[index] = left
-                else:
-                    del missing[index]
+                before = done.get(index, len(expected))
+                chunk = key.fileobj.recv(1 << 20)  # type: ignore[union-attr]
+                now = time.monotonic()
+                after = before + len(chunk)
+                if not chunk or expected[before:after] != chunk:
+                    self._compare(index, chunk, expected[before:after])
+                    raise LostMessageError(f"connection {index} was closed")
+                receipts.append((now, before, after))
+                done[index] = after
+                missing -= after == len(expected)
             if time.monotonic() > deadline:
-                raise LostMessageError(f"{len(missing)} connections miss messages after {DEADLINE} s")
+                raise LostMessageError(f"{missing} connections miss messages after {DEADLINE} s")
+        return receipts
+
+    def expect_nothing(self) -> None:
+        """See that nothing more has come than was expected so far."""
+        for key, _ in self._selector.select(0.0):
+            self._compare(key.data, key.fileobj.recv(1 << 20), b"")  # type: ignore[union-attr]
 
     def close(self) -> None:
         for connection in self.sockets:
             connection.close()
         self._selector.close()
+
+    def _compare(self, index: int, chunk: bytes, expected: bytes) -> None:
+        if chunk != expected:
+            raise LostMessageError(f"connection {index} got {chunk[:120]!r} where {expected[:120]!r} was to come")
