@@ -8,8 +8,9 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
@@ -95,8 +96,9 @@ class Listener:
             while True:
                 reply = await connection.read_response(disable_decoding=True)
                 self._heard_at = time.monotonic()
-                if reply[0] == b"pmessage":
-                    self._hear(reply[2], reply[3])
+                self._take(reply)
+                for reply in _replies_that_have_come(connection):
+                    self._take(reply)
         finally:
             watch.cancel()
 
@@ -111,6 +113,12 @@ class Listener:
                 # Where this fails, the reader hears of it too.
                 with suppress(RedisError, OSError):
                     await connection.send_command("PING")
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, RedisError):
+            raise reply
+        if reply[0] == b"pmessage":
+            self._hear(reply[2], reply[3])
 
     def _hear(self, channel: bytes, payload: bytes) -> None:
         routing = channel[len(self._prefix) :].decode(errors="backslashreplace")
@@ -155,6 +163,14 @@ class Listener:
                 break
         self.reconnects += 1
         logger.warning("Redis is back after %.1f s", time.monotonic() - gone_at)
+
+
+def _replies_that_have_come(connection: Connection) -> Iterator[Any]:
+    """Yield what hiredis has already parsed: asking redis-py for each reply would cost more than all else with it."""
+    gets = getattr(getattr(connection._parser, "_reader", None), "gets", None)
+    # A subscriber is told lists and errors; anything else is redis-py's mark for "not enough data".
+    while gets is not None and isinstance(reply := gets(False), (list, RedisError)):
+        yield reply
 
 
 def _escaped(prefix: bytes) -> bytes:
