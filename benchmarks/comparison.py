@@ -177,7 +177,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
-    """A server, and its clients, which are ready. Microseconds come out of it."""
+    """A server, and its clients, which are ready. Microseconds come out of it, unless it says so."""
 
     peer: Peer
     connections: Connections
@@ -191,7 +191,7 @@ class Stand:
         return {title: (self.peer.cpu() - before) / (messages * len(self.connections.sockets)) * 1e6}
 
     def lateness(self, messages: int, *, interval: float) -> dict[str, float]:
-        """Return percentiles of the time from a message's publish to its receipt, at every twentieth client."""
+        """Return percentiles, in milliseconds, of the time from a message's publish to its receipt, at every twentieth client."""
         expected = self.peer.publish(messages, interval=interval)
         receipts = self.connections.receive_at(expected, range(19, len(self.connections.sockets), 20))
         times = self.peer.published()
@@ -202,7 +202,7 @@ class Stand:
             for number in range(before // frame, after // frame)
         ]
         percentiles = statistics.quantiles(delays, n=100)
-        return {"p50": percentiles[49] * 1e6, "p99": percentiles[98] * 1e6}
+        return {"p50": percentiles[49] * 1e3, "p99": percentiles[98] * 1e3}
 
     def publish(self, messages: int) -> dict[str, float]:
         """Return the wall clock of one publish from synchronous code."""

@@ -78,8 +78,8 @@ ROWS = (
         wanted=1.3,
         is_more=True,
     ),
-    Row(title="publish to receipt, 50th percentile", unit="µs", figure="p50"),
-    Row(title="publish to receipt, 99th percentile", unit="µs", figure="p99", wanted=10),
+    Row(title="publish to receipt, 50th percentile", unit="ms", figure="p50"),
+    Row(title="publish to receipt, 99th percentile", unit="ms", figure="p99", wanted=10),
 )
 
 
@@ -193,7 +193,7 @@ PANELS = (
     ("echo async", "An echo, async def", "µs of CPU"),
     ("echo def", "An echo, def", "µs of CPU"),
     ("memory", "An idle connection", "kB"),
-    ("p99", "Publish to receipt, 99th percentile", "µs"),
+    ("p99", "Publish to receipt, 99th percentile", "ms"),
 )
 COLUMNS, PANEL_WIDTH, BAR, GAP, MARGIN, NAME_WIDTH, NUMBER_WIDTH = 2, 440, 16, 8, 20, 126, 66
 STYLE = """

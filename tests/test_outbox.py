@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import sys
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from django.utils.safestring import mark_safe
 
 from djmease.server import outbox as outbox_module
 from djmease.server import protocol as protocol_module
+from djmease.server.client import Client
 from djmease.server.outbox import HARD_LIMIT, Outbox, frame_of
 from djmease.server.protocol import BINARY, PING, TEXT, build_close, build_frame
 from tests.support import DEADLINE
@@ -153,6 +155,84 @@ async def test_what_threads_and_the_loop_write_arrives_once_and_in_the_order_of_
             for writer in range(writers):
                 own = [payload for payload in received if payload.startswith(b"%d:" % writer)]
                 assert own == [b"%d:%d" % (writer, number) for number in range(count)]
+
+
+def client_on(link: Link, outbox: Outbox) -> Client:
+    client = Client.__new__(Client)
+    client._outbox = outbox
+    client.ws_connection = link.protocol
+    return client
+
+
+@run
+async def test_threads_that_write_the_same_messages_lose_none_and_keep_their_order() -> None:
+    """They add to each other's runs without a lock, while the loop takes these away from them."""
+    outbox = Outbox(asyncio.get_running_loop(), limit=64 * 1024 * 1024)
+    threads, messages = 4, [f"{number:05}" for number in range(1500)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+            links = [stack.enter_context(Link(outbox)) for _ in range(3)]
+            clients = [client_on(link, outbox) for link in links]
+
+            def write() -> None:
+                for message in messages:
+                    for client in clients:
+                        client.write_message(message)
+
+            writing = [pool.submit(write) for _ in range(threads)]
+            size = threads * len(messages) * len(frame_of(messages[0]))
+            received = await asyncio.gather(*(link.read_bytes(size) for link in links))
+            for future in writing:
+                future.result()
+    finally:
+        sys.setswitchinterval(interval)
+    for data in received:
+        counts = dict.fromkeys(messages, 0)
+        numbers = [payload.decode() for payload in frames_in(data)]
+        for number in numbers:
+            counts[number] += 1
+            # Each thread writes the one before it first.
+            assert number == messages[0] or counts[f"{int(number) - 1:05}"] >= counts[number]
+        assert set(counts.values()) == {threads}
+
+
+@run
+async def test_what_is_added_to_a_run_that_has_been_taken_is_rescued_once() -> None:
+    outbox = Outbox(asyncio.get_running_loop(), limit=1024 * 1024)
+    with Link(outbox) as first, Link(outbox) as second, Link(outbox) as third:
+        client_on(first, outbox).write_message("x")
+        run = outbox.run
+        run.connections.append(second.protocol)
+        outbox.rescue(run)  # It is still to be taken: there is nothing to do.
+        outbox.tick()
+        # Two threads found the run open, and come back to it when it is not.
+        run.connections.append(third.protocol)
+        run.connections.append(first.protocol)
+        outbox.rescue(run)
+        outbox.rescue(run)
+        outbox.tick()
+        run.connections.append(second.protocol)
+        outbox.rescue(run)
+        outbox.tick()
+        frame = frame_of("x")
+        assert await first.read_bytes(2 * len(frame)) == 2 * frame
+        assert await second.read_bytes(2 * len(frame)) == 2 * frame
+        assert await third.read_bytes(len(frame)) == frame
+
+
+@run
+async def test_a_callback_on_the_loop_that_writes_without_end_writes_to_the_kernel_meanwhile() -> None:
+    outbox = Outbox(asyncio.get_running_loop(), limit=1024)
+    with Link(outbox) as link:
+        message = "x" * 1_000_000
+        client = client_on(link, outbox)
+        for number in range(30):
+            client.write_message(f"{number}{message}")
+        assert outbox._collected_size <= outbox_module.MAX_COLLECTED
+        # It did not read, since nobody had a turn: that is known here already.
+        assert outbox.slow == 1
 
 
 @run

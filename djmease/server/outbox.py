@@ -40,13 +40,22 @@ def frame_of(message: Any, binary: bool = False) -> bytes:
 
 
 class Run:
-    """One frame, and the connections that it was written to one after another."""
+    """One frame, and the connections that it was written to one after another.
 
-    __slots__ = ("connections", "frame")
+    The run that is open is added to without a lock, which is safe since a list's ``append`` is one step, and since
+    whoever has added looks behind it whether the run is still open. Where it is not, the connection may have come too
+    late to be handed on, and is rescued.
+    """
+
+    __slots__ = ("connections", "frame", "seen_to", "taken")
 
     def __init__(self, frame: bytes, connections: list[WebSocketProtocol]) -> None:
         self.frame = frame
         self.connections = connections
+        self.taken = -1
+        """How many of the connections were there when the loop took the run; -1 before it does."""
+        self.seen_to = 0
+        """How many were there when one that came too late was rescued; before that, as many as were taken."""
 
 
 _NO_RUN = Run(b"", [])
@@ -69,9 +78,9 @@ class Outbox:
         self._has_room = threading.Condition(self._lock)
         self._collected: list[Run | Step] = []
         self._collected_size = 0
-        self._run = _NO_RUN
+        self.run = _NO_RUN
         """The run that ends what is collected; more may be written to it."""
-        self._framed: tuple[Any, bool, bytes] = (object(), False, b"")
+        self.framed: tuple[Any, bool, bytes] = (object(), False, b"")
         """The message that was framed last, whether as binary, and its frame."""
         self.quiet_threads: set[int] = set()
         """Those whose writing does not wake the loop, which comes for it by itself."""
@@ -85,13 +94,13 @@ class Outbox:
 
     def frame(self, message: Any, binary: bool = False) -> bytes:
         """Return the message's frame; the same ``str`` or ``bytes`` written again is framed once."""
-        known, known_binary, frame = self._framed
+        known, known_binary, frame = self.framed
         if known is message and known_binary is binary:
             return frame
         frame = frame_of(message, binary)
         if type(message) in (str, bytes):
             # Nothing else is sure to be what it was: a dict may have changed in between.
-            self._framed = (message, binary, frame)
+            self.framed = (message, binary, frame)
         return frame
 
     def write_message(self, connection: WebSocketProtocol, message: Any, binary: bool = False) -> None:
@@ -99,14 +108,19 @@ class Outbox:
 
         Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
         """
-        known = self._framed
-        frame = known[2] if known[0] is message and known[1] is binary else self.frame(message, binary)
+        self._collect(Run(self.frame(message, binary), [connection]))
+
+    def rescue(self, run: Run) -> None:
+        """See to what was added to a run that is open no more: if it came too late, it is collected again."""
         with self._lock:
-            run = self._run
-            if run.frame is frame:
-                run.connections.append(connection)
+            if run.taken < 0:
                 return
-        self._collect(Run(frame, [connection]))
+            late = run.connections[run.seen_to :]
+            if not late:
+                return  # Another thread has rescued it together with its own.
+            run.seen_to += len(late)
+            self._append(Run(run.frame, late))
+        self._wake_unless_quiet()
 
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
         """Send a frame behind what already waits for this connection."""
@@ -120,7 +134,7 @@ class Outbox:
         """Call ``function`` on the loop, in the order of what is written."""
         with self._lock:
             self._collected.append(functools.partial(function, *arguments))
-            self._run = _NO_RUN
+            self.run = _NO_RUN
         self._wake()
 
     def _collect(self, run: Run) -> None:
@@ -130,13 +144,20 @@ class Outbox:
                 self._wake()
                 if not self._has_room.wait(GRACE):
                     break
-            self._collected.append(run)
-            self._collected_size += len(run.frame)
-            self._run = run
+            self._append(run)
             is_much = self._collected_size > MAX_COLLECTED
         if is_much and thread == self._thread and not self._is_handing_on:
             self.tick()  # Who writes so much without ever waiting waits for the kernel.
-        elif thread not in self.quiet_threads:
+        else:
+            self._wake_unless_quiet()
+
+    def _append(self, run: Run) -> None:
+        self._collected.append(run)
+        self._collected_size += len(run.frame)
+        self.run = run
+
+    def _wake_unless_quiet(self) -> None:
+        if threading.get_ident() not in self.quiet_threads:
             self._wake()
 
     def _wake(self) -> None:
@@ -180,7 +201,7 @@ class Outbox:
         self._is_awake = False
         collected = self._take()
         if len(collected) == 1 and isinstance(run := collected[0], Run) and not self._dirty:
-            for connection in run.connections:
+            for connection in run.connections[: run.taken]:
                 if not connection.closing:
                     self._send(connection, run.frame)
         else:
@@ -195,7 +216,10 @@ class Outbox:
     def _take(self) -> list[Run | Step]:
         with self._lock:
             collected, self._collected = self._collected, []
-            self._run = _NO_RUN
+            self.run = _NO_RUN
+            for entry in collected:
+                if isinstance(entry, Run):
+                    entry.taken = entry.seen_to = len(entry.connections)
             if self._collected_size > MAX_COLLECTED:
                 self._has_room.notify_all()
             self._collected_size = 0
@@ -209,12 +233,14 @@ class Outbox:
                 self._hand_on(frames, connections)
                 frames, connections = [], []
                 self._call(entry)
-            elif entry.connections == connections:
+                continue
+            taken = entry.connections[: entry.taken]
+            if taken == connections:
                 # A burst to the same clients becomes one piece of work for each of them.
                 frames.append(entry.frame)
             else:
                 self._hand_on(frames, connections)
-                frames, connections = [entry.frame], entry.connections
+                frames, connections = [entry.frame], taken
         self._hand_on(frames, connections)
 
     def _hand_on(self, frames: list[bytes], connections: list[WebSocketProtocol]) -> None:
