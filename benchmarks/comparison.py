@@ -191,7 +191,7 @@ class Stand:
         return {title: (self.peer.cpu() - before) / (messages * len(self.connections.sockets)) * 1e6}
 
     def lateness(self, messages: int, *, interval: float) -> dict[str, float]:
-        """Return percentiles, in milliseconds, of the time from a message's publish to its receipt, at every twentieth client."""
+        """Return percentiles of the milliseconds from a publish to the receipt, at every twentieth client."""
         expected = self.peer.publish(messages, interval=interval)
         receipts = self.connections.receive_at(expected, range(19, len(self.connections.sockets), 20))
         times = self.peer.published()
