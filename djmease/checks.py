@@ -90,6 +90,7 @@ def _is_key_prefix(value: Any) -> bool:
 RULES: tuple[Rule, ...] = (
     ("MEASE_AUTODISCOVER", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_STRICT_ROUTING", lambda value: isinstance(value, bool), "True or False"),
+    ("MEASE_COMPRESSION", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_REDIS_URL", _optional(_is_text), "a URL, 'embedded://', or None"),
     ("MEASE_REDIS_OPTIONS", lambda value: isinstance(value, dict), "a dict of arguments for redis-py's connections"),
     ("MEASE_KEY_PREFIX", _is_key_prefix, "a string without spaces, for example 'mysite'"),

@@ -44,6 +44,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     MAX_PUBLISH_SIZE = 1024 * 1024
     # Unsent bytes that may wait for one client that has read nothing for a second; four times as many for any client.
     MAX_CLIENT_BUFFER = 1024 * 1024
+    # Offer permessage-deflate to the clients that ask for it.
+    COMPRESSION = False
     # Seconds between pings to a client, and seconds it has to answer one.
     PING_INTERVAL = 25
     PING_TIMEOUT = 10

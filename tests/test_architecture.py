@@ -29,6 +29,7 @@ LAYERS = [
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
+    {"server.deflate"},
     {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
     {"server.outbox", "server.listener"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},

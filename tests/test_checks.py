@@ -75,6 +75,7 @@ def found(deploy: bool = False) -> list[str]:
         ("PING_TIMEOUT", float("inf"), ["djmease.E008", "MEASE_PING_TIMEOUT is inf"]),
         ("KEY_PREFIX", "my site", ["djmease.E008", "MEASE_KEY_PREFIX is 'my site'"]),
         ("AUTODISCOVER", "yes", ["djmease.E008", "MEASE_AUTODISCOVER is 'yes'"]),
+        ("COMPRESSION", "deflate", ["djmease.E008", "MEASE_COMPRESSION is 'deflate'"]),
         ("STRICT_ROUTING", 1, ["djmease.E008", "MEASE_STRICT_ROUTING is 1"]),
         ("REDIS_OPTIONS", [], ["djmease.E008", "MEASE_REDIS_OPTIONS is []"]),
         ("REDIS_URL", 7, ["djmease.E008", "MEASE_REDIS_URL is 7"]),

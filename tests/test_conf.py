@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_CLOSERS": [],
     "MEASE_AUTODISCOVER": True,
     "MEASE_STRICT_ROUTING": True,
+    "MEASE_COMPRESSION": False,
     "MEASE_REDIS_URL": None,
     "MEASE_REDIS_OPTIONS": {},
     "MEASE_KEY_PREFIX": "mease",

@@ -68,6 +68,7 @@ class Client(WebSocketHandler):
         refuse: Callable[[HTTPServerRequest], str | None],
         complaints: Complaints,
         max_message_size: int,
+        may_deflate: bool,
     ) -> None:
         self._events = events
         self._outbox = outbox
@@ -75,6 +76,7 @@ class Client(WebSocketHandler):
         self._refuse = refuse
         self._complaints = complaints
         self._max_message_size = max_message_size
+        self._may_deflate = may_deflate
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
@@ -198,7 +200,11 @@ class Client(WebSocketHandler):
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
         return WebSocketProtocol(
-            self, outbox=self._outbox, readers=self._readers, max_message_size=self._max_message_size
+            self,
+            outbox=self._outbox,
+            readers=self._readers,
+            max_message_size=self._max_message_size,
+            may_deflate=self._may_deflate,
         )
 
     def _open(self, *args: str, **kwargs: str) -> None:

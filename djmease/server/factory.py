@@ -35,6 +35,7 @@ def make_server(
         max_workers=settings.MEASE_MAX_WORKERS,
         max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
         max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
+        compression=settings.MEASE_COMPRESSION,
         ping_interval=settings.MEASE_PING_INTERVAL,
         ping_timeout=settings.MEASE_PING_TIMEOUT,
         revive=revive,

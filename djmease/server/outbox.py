@@ -13,6 +13,7 @@ from typing import Any
 from django.utils.functional import Promise
 
 from djmease.messages import to_json
+from djmease.server.deflate import deflated
 from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
 
 logger = logging.getLogger("djmease.server")
@@ -47,15 +48,21 @@ class Run:
     late to be handed on, and is rescued.
     """
 
-    __slots__ = ("connections", "frame", "seen_to", "taken")
+    __slots__ = ("connections", "deflated", "frame", "seen_to", "taken")
 
-    def __init__(self, frame: bytes, connections: list[WebSocketProtocol]) -> None:
+    def __init__(self, frame: bytes, connections: list[WebSocketProtocol], deflated_frame: bytes | None = None) -> None:
         self.frame = frame
         self.connections = connections
+        self.deflated = deflated_frame
+        """The compressed frame, for those who take such; ``None`` where nobody does or it is not worth it."""
         self.taken = -1
         """How many of the connections were there when the loop took the run; -1 before it does."""
         self.seen_to = 0
         """How many were there when one that came too late was rescued; before that, as many as were taken."""
+
+
+def _joined(frames: list[bytes]) -> bytes:
+    return frames[0] if len(frames) == 1 else b"".join(frames)
 
 
 _NO_RUN = Run(b"", [])
@@ -82,6 +89,10 @@ class Outbox:
         """The run that ends what is collected; more may be written to it."""
         self.framed: tuple[Any, bool, bytes] = (object(), False, b"")
         """The message that was framed last, whether as binary, and its frame."""
+        self._deflated: tuple[bytes, bytes | None] = (b"", None)
+        """The frame that was compressed last, and its compressed form."""
+        self.deflating = 0
+        """How many connections take compressed frames."""
         self.quiet_threads: set[int] = set()
         """Those whose writing does not wake the loop, which comes for it by itself."""
         self._is_awake = False
@@ -108,7 +119,8 @@ class Outbox:
 
         Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
         """
-        self._collect(Run(self.frame(message, binary), [connection]))
+        frame = self.frame(message, binary)
+        self._collect(Run(frame, [connection], self._deflate(frame)))
 
     def rescue(self, run: Run) -> None:
         """See to what was added to a run that is open no more: if it came too late, it is collected again."""
@@ -119,7 +131,7 @@ class Outbox:
             if not late:
                 return  # Another thread has rescued it together with its own.
             run.seen_to += len(late)
-            self._append(Run(run.frame, late))
+            self._append(Run(run.frame, late, run.deflated))
         self._wake_unless_quiet()
 
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
@@ -128,7 +140,18 @@ class Outbox:
 
     def write_all(self, connections: list[WebSocketProtocol], frame: bytes) -> None:
         """Send one frame behind what already waits for each of these connections."""
-        self._collect(Run(frame, connections))
+        self._collect(Run(frame, connections, self._deflate(frame)))
+
+    def _deflate(self, frame: bytes) -> bytes | None:
+        """Return the compressed form of a message's frame, made once and in the thread that writes it."""
+        if not self.deflating:
+            return None
+        known, known_deflated = self._deflated
+        if known is frame:
+            return known_deflated
+        made = deflated(frame)
+        self._deflated = (frame, made)
+        return made
 
     def run_on_loop(self, function: Any, *arguments: Any) -> None:
         """Call ``function`` on the loop, in the order of what is written."""
@@ -203,7 +226,7 @@ class Outbox:
         if len(collected) == 1 and isinstance(run := collected[0], Run) and not self._dirty:
             for connection in run.connections[: run.taken]:
                 if not connection.closing:
-                    self._send(connection, run.frame)
+                    self._send(connection, run.deflated if run.deflated and connection.takes_deflated else run.frame)
         else:
             self._is_handing_on = True
             self._hand_on_all(collected)
@@ -226,25 +249,26 @@ class Outbox:
         return collected
 
     def _hand_on_all(self, collected: list[Run | Step]) -> None:
-        frames: list[bytes] = []
+        runs: list[Run] = []
         connections: list[WebSocketProtocol] = []
         for entry in collected:
             if not isinstance(entry, Run):
-                self._hand_on(frames, connections)
-                frames, connections = [], []
+                self._hand_on(runs, connections)
+                runs, connections = [], []
                 self._call(entry)
                 continue
             taken = entry.connections[: entry.taken]
             if taken == connections:
                 # A burst to the same clients becomes one piece of work for each of them.
-                frames.append(entry.frame)
+                runs.append(entry)
             else:
-                self._hand_on(frames, connections)
-                frames, connections = [entry.frame], taken
-        self._hand_on(frames, connections)
+                self._hand_on(runs, connections)
+                runs, connections = [entry], taken
+        self._hand_on(runs, connections)
 
-    def _hand_on(self, frames: list[bytes], connections: list[WebSocketProtocol]) -> None:
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
+    def _hand_on(self, runs: list[Run], connections: list[WebSocketProtocol]) -> None:
+        data = plain = _joined([run.frame for run in runs])
+        small = _joined([run.deflated or run.frame for run in runs]) if self.deflating else plain
         dirty = self._dirty
         for connection in connections:
             if connection.closing:
@@ -252,6 +276,8 @@ class Outbox:
             waiting = connection.waiting
             if not waiting:
                 dirty.append(connection)
+            if small is not plain:
+                data = small if connection.takes_deflated else plain
             waiting.append(data)
 
     def _call(self, function: Step) -> None:

@@ -25,6 +25,8 @@ from tornado.websocket import WebSocketHandler
 from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
 
+from djmease.server.deflate import InflateError, TooLongError, inflated, negotiate
+
 logger = logging.getLogger("djmease.server")
 
 CONTINUATION: Final = 0x0
@@ -84,7 +86,17 @@ _WHOLE_TEXT = 0x80 | TEXT
 class Parser:
     """From the bytes of a client to messages and control frames; it knows no I/O."""
 
-    __slots__ = ("_buffer", "_decoder", "_fragments", "_max_size", "_needed", "_opcode", "error")
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_fragments",
+        "_is_deflated",
+        "_max_size",
+        "_needed",
+        "_opcode",
+        "error",
+        "takes_deflated",
+    )
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
@@ -93,6 +105,10 @@ class Parser:
         self._opcode = CONTINUATION
         self._fragments: bytearray | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
+        self._is_deflated = False
+        """Whether the message whose fragments come is compressed."""
+        self.takes_deflated = False
+        """Whether permessage-deflate was agreed on (RFC 7692)."""
         self.error: ProtocolError | None = None
         """Set once the client has broken the protocol; nothing is parsed after that."""
 
@@ -151,7 +167,12 @@ class Parser:
     def _check_header(self, first: int, second: int, length: int) -> None:
         opcode = first & 0x0F
         if first & 0x70:
-            raise ProtocolError(1002, "a reserved bit is set")
+            # RSV1 marks the first frame of a compressed message (RFC 7692, section 6).
+            if first & 0x30 or not self.takes_deflated or opcode not in (TEXT, BINARY):
+                raise ProtocolError(1002, "a reserved bit is set")
+            self._is_deflated = True
+        elif opcode in (TEXT, BINARY):
+            self._is_deflated = False
         if not second & 0x80:
             raise ProtocolError(1002, "a client's frames must be masked")
         if opcode >= CLOSE:
@@ -166,24 +187,26 @@ class Parser:
             raise ProtocolError(1002, "a fragment is out of place")
         if length >> 63:
             raise ProtocolError(1002, "a length has its highest bit set")
-        if length + len(self._fragments or b"") > self._max_size:
+        # What cannot be compressed may be a little longer for it.
+        limit = self._max_size + (self._max_size // 1000 + 64 if self._is_deflated else 0)
+        if length + len(self._fragments or b"") > limit:
             raise ProtocolError(1009, f"a message may have {self._max_size} bytes")
 
     def _take(self, first: int, payload: bytes, events: list[Event]) -> None:
         opcode, final = first & 0x0F, first & 0x80
         if opcode >= CLOSE:
             events.append((opcode, _parse_close(payload) if opcode == CLOSE else payload))
-        elif final and opcode == TEXT:
-            events.append((TEXT, _decode(payload)))
-        elif final and opcode == BINARY:
-            events.append((BINARY, payload))
+        elif final and opcode != CONTINUATION:
+            whole = self._inflated(payload) if self._is_deflated else payload
+            events.append((opcode, _decode(whole) if opcode == TEXT else whole))
         else:
             self._take_fragment(opcode, payload, bool(final), events)
 
     def _take_fragment(self, opcode: int, payload: bytes, final: bool, events: list[Event]) -> None:
         if self._fragments is None:
             self._opcode, self._fragments = opcode, bytearray()
-            self._decoder = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
+            is_checked = opcode == TEXT and not self._is_deflated
+            self._decoder = codecs.getincrementaldecoder("utf-8")() if is_checked else None
         self._fragments += payload
         if self._decoder is not None:
             # Text is checked as it comes, so that what is broken is refused before the rest of it has been sent.
@@ -191,7 +214,17 @@ class Parser:
         if final:
             whole = bytes(self._fragments)
             self._fragments = self._decoder = None
-            events.append((self._opcode, whole.decode() if self._opcode == TEXT else whole))
+            if self._is_deflated:
+                whole = self._inflated(whole)
+            events.append((self._opcode, _decode(whole) if self._opcode == TEXT else whole))
+
+    def _inflated(self, payload: bytes) -> bytes:
+        try:
+            return inflated(payload, self._max_size)
+        except TooLongError as error:
+            raise ProtocolError(1009, str(error)) from None
+        except InflateError:
+            raise ProtocolError(1007, "compressed data that cannot be inflated") from None
 
 
 def _decode(payload: bytes, decoder: codecs.IncrementalDecoder | None = None, final: bool = True) -> str:
@@ -215,6 +248,8 @@ def _parse_close(payload: bytes) -> tuple[int | None, str]:
 class Outbox(Protocol):
     """What the protocol needs of ``server/outbox.py``."""
 
+    deflating: int
+
     def enqueue(self, connection: Any, frame: bytes) -> None: ...
 
     def hand_on(self) -> None: ...
@@ -236,8 +271,19 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     and the reason would be lost with it.
     """
 
-    def __init__(self, handler: WebSocketHandler, *, outbox: Outbox, readers: Readers, max_message_size: int) -> None:
+    def __init__(
+        self,
+        handler: WebSocketHandler,
+        *,
+        outbox: Outbox,
+        readers: Readers,
+        max_message_size: int,
+        may_deflate: bool = False,
+    ) -> None:
         super().__init__(handler)
+        self._may_deflate = may_deflate
+        self.takes_deflated = False
+        """Whether it is sent compressed frames."""
         self._outbox = outbox
         self._readers = readers
         self._parser = Parser(max_message_size)
@@ -282,12 +328,18 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         handler.set_header("Sec-WebSocket-Accept", TornadoWebSocketProtocol13.compute_accept_value(key))
         if self._subprotocol:
             handler.set_header("Sec-WebSocket-Protocol", self._subprotocol)
+        extension = self._may_deflate and negotiate(handler.request.headers.get("Sec-WebSocket-Extensions", ""))
+        if extension:
+            handler.set_header("Sec-WebSocket-Extensions", extension)
         handler.finish()
         early = self._take_over(handler.detach())
         # The stream and what parsed HTTP have done their work, and cost more than all the rest of an idle connection.
         handler.request.connection = None
         handler.request.server_connection = None
         if self._socket is not None:
+            if extension:
+                self.takes_deflated = self._parser.takes_deflated = True
+                self._outbox.deflating += 1
             handler.open()
             self._feed(early)
 
@@ -531,6 +583,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._timer.cancel()
             self._timer = None
         sock.close()
+        if self.takes_deflated:
+            self._outbox.deflating -= 1
         self.closing = True
         self._is_reading = False
         self.waiting.clear()

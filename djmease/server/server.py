@@ -51,6 +51,7 @@ class Server:
         max_workers: int | None,
         max_message_size: int,
         max_client_buffer: int,
+        compression: bool,
         ping_interval: float,
         ping_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
@@ -75,6 +76,7 @@ class Server:
             "refuse": refuse,
             "complaints": Complaints(logger),
             "max_message_size": max_message_size,
+            "may_deflate": compression,
         }
         application = Application(
             [(re.escape(path) if path else ".*", Client, handler)], log_function=_log_request, compress_response=False
