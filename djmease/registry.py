@@ -59,8 +59,12 @@ class Binding:
     """Pairs of the callable's parameter and our argument."""
     take: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False, compare=False)
     """From our arguments by name, those that go by position."""
+    wants_clients: bool = field(init=False, repr=False, compare=False)
+    """Whether it takes the ``clients_list``, which is made for those who do."""
 
     def __post_init__(self) -> None:
+        names = (*self.positional, *(name for _, name in self.keywords))
+        object.__setattr__(self, "wants_clients", "clients_list" in names)
         object.__setattr__(self, "take", _taker(self.positional))
 
 

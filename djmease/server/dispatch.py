@@ -417,7 +417,8 @@ class Dispatch:
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
         started = time.monotonic()
-        clients_list = call.arguments["clients_list"] = call.select()
+        if call.callback.binding.wants_clients:
+            call.arguments["clients_list"] = call.select()
         try:
             result = call.callback(call.arguments)
             if inspect.iscoroutine(result):
@@ -425,17 +426,18 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
-        self._trace(call, clients_list, started)
+        self._trace(call, started)
 
     async def run_async(self, call: Call, then: Step) -> None:
         """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
         started = time.monotonic()
-        clients_list = call.arguments["clients_list"] = call.select()
+        if call.callback.binding.wants_clients:
+            call.arguments["clients_list"] = call.select()
         try:
             await call.callback(call.arguments)
         except BaseException as error:
             self._report(call, error)
-        self._trace(call, clients_list, started)
+        self._trace(call, started)
         if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
             self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
@@ -446,8 +448,8 @@ class Dispatch:
         self.errors += 1
         logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
 
-    def _trace(self, call: Call, clients_list: ClientsList, started: float) -> None:
+    def _trace(self, call: Call, started: float) -> None:
         if traffic_logger.isEnabledFor(logging.INFO):
             milliseconds = (time.monotonic() - started) * 1000
-            path, clients = call.callback.path, len(clients_list)
+            path, clients = call.callback.path, len(call.arguments.get("clients_list") or call.select())
             traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, path, clients, milliseconds)

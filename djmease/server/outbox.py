@@ -120,7 +120,7 @@ class Outbox:
         Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
         """
         frame = self.frame(message, binary)
-        self._collect(Run(frame, [connection], self._deflate(frame)))
+        self._collect(Run(frame, [connection], self._deflate(frame) if self.deflating else None))
 
     def rescue(self, run: Run) -> None:
         """See to what was added to a run that is open no more: if it came too late, it is collected again."""
