@@ -33,8 +33,23 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     PORT = 8001
     # The only path that is a WebSocket; unset, any is.
     PATH: str | None = None
-    # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS.
+    # Seconds for a handshake, from the first byte to the answer.
+    HANDSHAKE_TIMEOUT = 10
+    # Seconds over which clients are sent away when the server is asked to stop.
+    DRAIN_TIMEOUT = 10
+
+    # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS; '*' is any.
     ALLOWED_ORIGINS: list[str] = []
+    # Refuse handshakes without an Origin, which no browser sends.
+    REQUIRE_ORIGIN = False
+    # Refuse who is not logged in, with 401.
+    LOGIN_REQUIRED = False
+    # Who is asked, in this order, whose a handshake is: dotted paths of functions that take the request.
+    AUTHENTICATORS = ["djmease.authenticators.session", "djmease.authenticators.ticket"]
+    # Seconds after which a user and its session are read again at the latest.
+    RECHECK_INTERVAL = 60
+    # Addresses or networks whose forwarded headers are believed; 'unix' is who comes by a Unix socket.
+    TRUSTED_PROXIES: list[str] = []
 
     # Threads for def callbacks; unset as many as ThreadPoolExecutor would take.
     MAX_WORKERS: int | None = None
@@ -44,11 +59,22 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     MAX_PUBLISH_SIZE = 1024 * 1024
     # Unsent bytes that may wait for one client that has read nothing for a second; four times as many for any client.
     MAX_CLIENT_BUFFER = 1024 * 1024
+    # Messages a second that a client may send, and how many at once before that is counted; None is no limit.
+    MAX_MESSAGE_RATE: float | None = 100
+    MAX_MESSAGE_BURST = 500
+    # Connections of one server in all, of one user and from one address; None is no limit.
+    MAX_CONNECTIONS: int | None = 20_000
+    MAX_CONNECTIONS_PER_USER: int | None = 100
+    MAX_CONNECTIONS_PER_ADDRESS: int | None = 1_000
+    # Bytes of the headers of a handshake.
+    MAX_HEADER_SIZE = 16 * 1024
     # Offer permessage-deflate to the clients that ask for it.
     COMPRESSION = False
     # Seconds between pings to a client, and seconds it has to answer one.
     PING_INTERVAL = 25
     PING_TIMEOUT = 10
+    # Seconds after which a callback that still runs is named in the log, with where it is.
+    SLOW_CALLBACK_TIMEOUT = 10
 
     class Meta:
         prefix = "mease"
