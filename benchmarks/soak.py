@@ -90,6 +90,7 @@ def leave_group(client, message):
 SETTINGS = """
 MEASE_PING_INTERVAL = 3
 MEASE_PING_TIMEOUT = 8
+MEASE_MAX_MESSAGE_RATE = None
 """
 PUBLISHER = """
 import json, sys, django
@@ -847,8 +848,8 @@ class Soak:
         async with self.visit("last") as first, self.visit("last") as second:
             await first.settle()
             self.server.process.terminate()
-            await first.expect_end(1001)
-            await second.expect_end(1001)
+            await first.expect_end(1012)
+            await second.expect_end(1012)
         code = await asyncio.to_thread(self.server.process.wait, PATIENCE)
         self.log.read()
         if code:

@@ -87,6 +87,7 @@ def start_server() -> Any:
         MEASE_MAX_MESSAGE_SIZE=LARGEST,
         MEASE_MAX_CLIENT_BUFFER=LARGEST,
         MEASE_COMPRESSION=True,
+        MEASE_MAX_MESSAGE_RATE=None,
     )
     django.setup()
     # Django has to be set up first.

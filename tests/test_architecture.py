@@ -30,8 +30,8 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate"},
-    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
-    {"server.outbox", "server.listener"},
+    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes", "server.health"},
+    {"server.outbox", "server.listener", "server.limits"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},

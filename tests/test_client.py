@@ -538,7 +538,9 @@ def assert_freed(start_server: StartServer, kind: str, messages: int, count: int
             for _ in range(messages):
                 assert raw.frame() == (TEXT, b"x")
             eventually(lambda: len(server.server.clients) == 1)
-            clients.extend(weakref.ref(client) for client in server.call(lambda: tuple(server.server._open)))
+            clients.extend(
+                weakref.ref(client) for client in server.call(lambda: tuple(server.server._limits.clients.values()))
+            )
             assert len(clients) == number + 1
             leave(raw, kind)
         eventually(lambda: len(server.server.clients) == 0)

@@ -108,9 +108,9 @@ def test_a_signal_ends_it_cleanly(project: Project, number: signal.Signals, debu
         server.send_signal(number)
         with pytest.raises(ConnectionClosed) as caught:
             client.recv(5)
-    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1001
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
     assert server.wait() == 0
-    assert (project.home / "closed.txt").read_text() == "1001\n"
+    assert (project.home / "closed.txt").read_text() == "1012\n"
     assert not any(is_alive(pid) for pid in [valkey, *children])
 
 

@@ -218,7 +218,9 @@ def test_database_connections_are_closed_around_the_hop(start_server: StartServe
     assert seen == [True, True, True]
 
 
-def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_nothing(start_server: StartServer) -> None:
+def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_nothing(
+    start_server: StartServer, settings: Any
+) -> None:
     seen: list[str] = []
 
     @djmease.receiver
@@ -226,6 +228,7 @@ def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_noth
         time.sleep(0.0001)
         seen.append(message)
 
+    settings.MEASE_MAX_MESSAGE_RATE = None
     server = start_server()
     client = server.connect()
     other = server.connect()
@@ -308,7 +311,7 @@ def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     client = server.connect()
     for index in range(10):
         client.send(str(index))
-    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._open)))
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._limits.clients.values())))
     assert handler.ws_connection is not None
     eventually(lambda: not handler.ws_connection.is_reading)
     for index in range(10, 100):
@@ -336,7 +339,7 @@ def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
 
     server = start_server()
     client = server.connect()
-    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._open)))
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._limits.clients.values())))
     for _ in range(3):
         client.send("x" * 30_000)
     eventually(lambda: not handler.ws_connection.is_reading)

@@ -25,7 +25,6 @@ from websockets.streams import StreamReader
 
 import djmease
 from djmease.server import protocol as protocol_module
-from djmease.server import server as server_module
 from djmease.server.protocol import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from tests.support import DEADLINE, HANDSHAKE, LiveServer, eventually, masked_frame
 
@@ -553,17 +552,15 @@ def test_almost_16_kib_of_headers_are_taken(start_server: StartServer) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"GET", HANDSHAKE[:-2], b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n"]
 )
-def test_a_handshake_that_stays_silent_is_closed(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
-    monkeypatch.setattr(server_module, "HANDSHAKE_TIMEOUT", 0.1)
+def test_a_handshake_that_stays_silent_is_closed(start_server: StartServer, settings: Any, data: bytes) -> None:
+    settings.MEASE_HANDSHAKE_TIMEOUT = 0.1
     with start_server().raw() as sock:
         sock.sendall(data)
         assert sock.recv(100) == b""
 
 
-def test_a_handshake_that_trickles_is_closed(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "HANDSHAKE_TIMEOUT", 0.2)
+def test_a_handshake_that_trickles_is_closed(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_HANDSHAKE_TIMEOUT = 0.2
     with start_server().raw() as sock:
         sock.settimeout(0.02)
         started = time.monotonic()
@@ -813,6 +810,7 @@ def test_a_client_that_floods_with_pings_and_never_reads_is_cut_off(
     start_server: StartServer, settings: Any, ends: list[Any]
 ) -> None:
     settings.MEASE_MAX_CLIENT_BUFFER = 20_000
+    settings.MEASE_MAX_MESSAGE_RATE = None
     server = start_server()
     with RawClient(server, receive_buffer=4096).shake_hands() as client:
         pings = masked_frame(PING, b"x" * 125) * 400
@@ -827,7 +825,7 @@ def test_a_client_that_floods_with_pings_and_never_reads_is_cut_off(
 
 
 def test_a_client_that_sends_faster_than_its_receiver_runs_is_made_to_wait_and_loses_nothing(
-    start_server: StartServer,
+    start_server: StartServer, settings: Any
 ) -> None:
     received: list[int] = []
     may_go_on = threading.Event()
@@ -837,6 +835,7 @@ def test_a_client_that_sends_faster_than_its_receiver_runs_is_made_to_wait_and_l
         may_go_on.wait(DEADLINE)
         received.append(int(message.partition(" ")[0]))
 
+    settings.MEASE_MAX_MESSAGE_RATE = None
     server = start_server()
     count = 2000
     with RawClient(server).shake_hands() as client, ThreadPoolExecutor(1) as pool:

@@ -18,7 +18,6 @@ from websockets.exceptions import ConnectionClosed
 
 import djmease
 from djmease.embedded import EmbeddedValkey
-from djmease.server import server as server_module
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -230,7 +229,7 @@ def test_redis_is_killed_and_comes_back_and_messages_arrive_without_a_restart(
     assert len([line for line in log_of() if line.startswith("Redis is gone")]) == 1
 
 
-def test_all_clients_get_1001_and_all_closers_run_when_the_server_stops(start_server: StartServer) -> None:
+def test_all_clients_get_1012_and_all_closers_run_when_the_server_stops(start_server: StartServer) -> None:
     closed: list[str] = []
 
     @djmease.closer
@@ -247,7 +246,7 @@ def test_all_clients_get_1001_and_all_closers_run_when_the_server_stops(start_se
     for client in clients:
         with pytest.raises(ConnectionClosed) as caught:
             client.recv(DEADLINE)
-        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1001
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
     stopping.result(DEADLINE)
     server.stop()
     assert len(closed) == 40
@@ -255,9 +254,9 @@ def test_all_clients_get_1001_and_all_closers_run_when_the_server_stops(start_se
 
 
 def test_a_server_that_is_asked_to_stop_does_not_wait_for_ever(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
+    start_server: StartServer, settings: Any, log_of: Log
 ) -> None:
-    monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.2)
+    settings.MEASE_DRAIN_TIMEOUT = 0.2
     hangs = threading.Event()
     end = threading.Event()
 

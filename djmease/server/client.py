@@ -12,6 +12,7 @@ from tornado.websocket import WebSocketHandler
 from djmease.messages import check_group, new_id
 from djmease.server.complaints import Complaints
 from djmease.server.identity import NOBODY, Identity
+from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
 from djmease.server.readers import Readers
@@ -66,6 +67,7 @@ class Client(WebSocketHandler):
         outbox: Outbox,
         readers: Readers,
         refuse: Callable[[HTTPServerRequest], str | None],
+        limits: Limits[Client],
         complaints: Complaints,
         max_message_size: int,
         may_deflate: bool,
@@ -74,6 +76,11 @@ class Client(WebSocketHandler):
         self._outbox = outbox
         self._readers = readers
         self._refuse = refuse
+        self._limits = limits
+        self._message_cost = limits.message_cost
+        self._message_allowance = limits.message_allowance
+        self._spent_until = 0.0
+        """Up to when what it has sent uses up its time, in the time of the loop."""
         self._complaints = complaints
         self._max_message_size = max_message_size
         self._may_deflate = may_deflate
@@ -101,6 +108,11 @@ class Client(WebSocketHandler):
     def user_key(self) -> str | None:
         """The user's primary key as text, ``None`` for nobody."""
         return self.identity.key
+
+    @property
+    def address(self) -> str:
+        """Where it comes from: an IP address; ``0.0.0.0`` for a Unix socket."""
+        return self.request.remote_ip or ""
 
     def join(self, group: str) -> None:
         """Put this client into a group. Raises ``ValueError`` for a name that is not one."""
@@ -187,6 +199,15 @@ class Client(WebSocketHandler):
                 "the session of a handshake from %s could not be read: %r", self.request.remote_ip, error
             )
             self._answer(503, "The session could not be read: try again later.\n")
+            return
+        self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
+        """Answer a handshake that a limit forbids; the last question, with nothing awaited until the client counts."""
+        refusal = self._limits.refusal(self.address, self.user_key)
+        if refusal is not None:
+            self.set_header("Retry-After", "10")
+            self._answer(refusal.status, refusal.reason + "\n")
 
     def _answer(self, status: int, text: str) -> None:
         self.set_status(status)
@@ -213,7 +234,24 @@ class Client(WebSocketHandler):
     open = _open
 
     def on_message(self, message: str | bytes) -> None:
-        self._events.received(self, message)
+        if self._may_send():
+            self._events.received(self, message)
+
+    def on_ping(self, data: bytes) -> None:
+        self._may_send()  # A ping costs as much as a message, for it is answered.
+
+    def _may_send(self) -> bool:
+        """Count one message more, and close who sends too many."""
+        connection = self.ws_connection
+        if connection is None:
+            return False
+        now, spent = connection.heard_at, self._spent_until
+        self._spent_until = spent = (now if now > spent else spent) + self._message_cost
+        if spent - now <= self._message_allowance:
+            return True
+        self._limits.complain_of_messages(self)
+        connection.cut_off(4429, "you send too many messages")
+        return False
 
     def on_close(self) -> None:
         self._events.closed(self)

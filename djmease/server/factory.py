@@ -10,6 +10,7 @@ from django.conf import settings
 from djmease import connections
 from djmease.registry import Registry
 from djmease.server.identity import LOCAL_HOSTS, Gate
+from djmease.server.limits import Limits
 from djmease.server.server import Server
 
 
@@ -38,5 +39,15 @@ def make_server(
         compression=settings.MEASE_COMPRESSION,
         ping_interval=settings.MEASE_PING_INTERVAL,
         ping_timeout=settings.MEASE_PING_TIMEOUT,
+        limits=Limits(
+            connections=settings.MEASE_MAX_CONNECTIONS,
+            per_user=settings.MEASE_MAX_CONNECTIONS_PER_USER,
+            per_address=settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS,
+            message_rate=settings.MEASE_MAX_MESSAGE_RATE,
+            message_burst=settings.MEASE_MAX_MESSAGE_BURST,
+        ),
+        max_header_size=settings.MEASE_MAX_HEADER_SIZE,
+        handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
+        drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
         revive=revive,
     )

@@ -541,6 +541,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
 
     def _send_close(self, code: int | None, reason: str | None) -> None:
         self._outbox.hand_on()  # What has been written before it goes before it.
+        if self.closing:
+            return  # That was a close too.
         self._outbox.enqueue(self, build_close(code, reason))
         self.closing = True
         # The client's answer has to be heard; what comes before it is dropped.

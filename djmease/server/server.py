@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from redis.asyncio import Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 from djmease.registry import Registry
@@ -19,7 +21,9 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
+from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Identity
+from djmease.server.limits import Limits
 from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
@@ -27,10 +31,12 @@ from djmease.server.readers import Readers
 
 logger = logging.getLogger("djmease.server")
 
-MAX_HEADER_SIZE = 16 * 1024
-HANDSHAKE_TIMEOUT = 10.0
-STOP_TIMEOUT = 10.0
-"""Seconds that closing handshakes and running callbacks have when the server stops."""
+MAX_HANDSHAKES = 4096
+"""Connections that may be in the middle of their handshake; more are closed as they come."""
+DRAIN_RATE = 100
+"""Clients a second that are sent away, where the drain timeout allows as few."""
+RESTART = (1012, "the server stops or restarts: connect again")
+"""With what clients are sent away (the registry of RFC 6455, section 11.7: service restart)."""
 
 
 class Server:
@@ -54,6 +60,10 @@ class Server:
         compression: bool,
         ping_interval: float,
         ping_timeout: float,
+        limits: Limits[Client],
+        max_header_size: int,
+        handshake_timeout: float,
+        drain_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -61,7 +71,8 @@ class Server:
         self._outbox = Outbox(loop, limit=max_client_buffer)
         self._readers = Readers(loop, self._outbox)
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
-        self._open: set[Client] = set()
+        self._limits = limits
+        self._drain_timeout = drain_timeout
         self.clients = Clients(self._outbox)
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
         self.publish = self._dispatch.publish
@@ -74,22 +85,30 @@ class Server:
             "outbox": self._outbox,
             "readers": self._readers,
             "refuse": refuse,
+            "limits": limits,
             "complaints": Complaints(logger),
             "max_message_size": max_message_size,
             "may_deflate": compression,
         }
         application = Application(
-            [(re.escape(path) if path else ".*", Client, handler)], log_function=_log_request, compress_response=False
+            [
+                ("/healthz", Health, {"trouble": no_trouble}),
+                ("/readyz", Health, {"trouble": lambda: self.trouble}),
+                (re.escape(path) if path else ".*", Client, handler),
+            ],
+            log_function=_log_request,
+            compress_response=False,
         )
-        self._http = HTTPServer(
+        self._http = _HTTPServer(
             application,
-            max_header_size=MAX_HEADER_SIZE,
+            max_header_size=max_header_size,
             max_body_size=0,
-            max_buffer_size=2 * MAX_HEADER_SIZE + max_message_size,
-            idle_connection_timeout=HANDSHAKE_TIMEOUT,
-            body_timeout=HANDSHAKE_TIMEOUT,
+            max_buffer_size=2 * max_header_size + max_message_size,
+            idle_connection_timeout=handshake_timeout,
+            body_timeout=handshake_timeout,
         )
         self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
         self._no_clients = asyncio.Event()
         self._no_clients.set()
 
@@ -106,7 +125,7 @@ class Server:
         self._http.add_sockets(self._sockets)
 
     async def serve(self) -> None:
-        """Serve until ``stop`` is called, then end: clients get 1001, closers run, nothing stays open."""
+        """Serve until ``drain`` or ``stop`` is called, then end: clients get 1012, closers run, nothing stays open."""
         stopping = asyncio.create_task(self._stopping.wait())
         listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
         try:
@@ -115,26 +134,32 @@ class Server:
             stopping.cancel()
             await self._end(listening)
 
-    def stop(self) -> None:
-        """Ask ``serve`` to end; on the loop only."""
+    @property
+    def trouble(self) -> str | None:
+        """Why no more clients should be sent here, in a sentence; ``None`` where all is well."""
+        return "the server stops" if self._stopping.is_set() else None
+
+    def drain(self) -> None:
+        """Ask ``serve`` to end, clients being sent away one after another; once more hurries it. On the loop only."""
+        if self._stopping.is_set():
+            self._hurrying.set()
         self._stopping.set()
+
+    def stop(self) -> None:
+        """Ask ``serve`` to end, all clients being sent away at once; on the loop only."""
+        self._stopping.set()
+        self._hurrying.set()
 
     async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._stopping.set()
         self._http.stop()
+        if not listening.done():
+            await self._send_away()
         self._pings.stop()
         listening.cancel()
-        for client in tuple(self._open):
-            client.close(1001, "the server stops")
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await self._http.close_all_connections()
-                await self._no_clients.wait()
-                await self._dispatch.wait_until_idle()
-        except TimeoutError:
-            logger.warning(
-                "callbacks still run %s s after the server was asked to stop; it does not wait", STOP_TIMEOUT
-            )
+        for client in tuple(self._limits.clients.values()):
+            client.close(*RESTART)
+        await self._wait_for_callbacks()
         self._dispatch.stop()
         # Those too whose clients have gone, but who are waited for to read why.
         for connection in self._readers.connections:
@@ -144,16 +169,44 @@ class Server:
         if isinstance(outcome, Exception):
             raise outcome
 
+    async def _send_away(self) -> None:
+        """Close clients one after another, at times that chance has, so that they do not all come back at once."""
+        clients = tuple(self._limits.clients.values())
+        spread = min(self._drain_timeout, len(clients) / DRAIN_RATE)
+        times = sorted(random.uniform(0, spread) for _ in clients)
+        began = asyncio.get_running_loop().time()
+        for due, client in zip(times, clients, strict=True):
+            pause = began + due - asyncio.get_running_loop().time()
+            if pause > 0:
+                await _first_of(self._hurrying.wait(), timeout=pause)
+            if self._hurrying.is_set():
+                break
+            client.close(*RESTART)
+        self._hurrying.clear()
+
+    async def _wait_for_callbacks(self) -> None:
+        """Wait for the closing handshakes and for the callbacks, though not for ever."""
+        if not await _first_of(self._settle(), self._hurrying.wait(), timeout=self._drain_timeout):
+            logger.warning(
+                "callbacks still run %s s after the last client was sent away; the server does not wait for them",
+                self._drain_timeout,
+            )
+
+    async def _settle(self) -> None:
+        await self._http.close_all_connections()
+        await self._no_clients.wait()
+        await self._dispatch.wait_until_idle()
+
     # What clients tell
 
     def opened(self, client: Client) -> None:
         assert client.ws_connection is not None
-        self._open.add(client)
+        self._limits.enter(client)
         self._no_clients.clear()
         self._pings.add(client.ws_connection)
         self._dispatch.opened(client)
         if self._stopping.is_set():
-            client.close(1001, "the server stops")
+            client.close(*RESTART)
 
     def join(self, client: Client, group: str) -> None:
         self.clients.join(client, group)
@@ -165,10 +218,36 @@ class Server:
         return await self._dispatch.identify(request)
 
     def closed(self, client: Client) -> None:
-        self._open.discard(client)
-        if not self._open:
+        self._limits.leave(client)
+        if not self._limits.clients:
             self._no_clients.set()
         self._dispatch.closed(client)
+
+
+class _HTTPServer(HTTPServer):
+    """Tornado's, with a bound on the connections that are not WebSockets yet."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._too_many = Complaints(logger)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if len(self._connections) >= MAX_HANDSHAKES:
+            self._too_many.say("%d handshakes are unfinished, and one more is refused", len(self._connections))
+            stream.close()
+            return
+        super().handle_stream(stream, address)
+
+
+async def _first_of(*awaitables: Awaitable[Any], timeout: float) -> bool:
+    """Wait until one of them is done, and return whether one is; the others are cancelled."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    done, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
+    return bool(done)
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -128,7 +128,7 @@ class Command(BaseCommand):
             loop.call_soon_threadsafe(stop_to_reload)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.stop)
+            loop.add_signal_handler(number, server.drain)
         try:
             await server.start()
         except (RedisError, OSError, TimeoutError) as error:

@@ -1,0 +1,131 @@
+"""How much: connections in all, of one user and from one address, and messages a second of one client."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from djmease.server.complaints import Complaints
+
+logger = logging.getLogger("djmease.server")
+
+
+class Counted(Protocol):
+    """Who is counted."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def user_key(self) -> str | None: ...
+
+    @property
+    def address(self) -> str: ...
+
+
+Client = TypeVar("Client", bound=Counted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a handshake is refused: the status of the answer and its text."""
+
+    status: int
+    reason: str
+
+
+class Limits(Generic[Client]):
+    """Counts who is connected, and says who may not be; on the loop only. ``None`` is no limit."""
+
+    def __init__(
+        self,
+        *,
+        connections: int | None,
+        per_user: int | None,
+        per_address: int | None,
+        message_rate: float | None,
+        message_burst: int,
+    ) -> None:
+        self._connections = math.inf if connections is None else connections
+        self._per_user = math.inf if per_user is None else per_user
+        self._per_address = math.inf if per_address is None else per_address
+        self.message_cost = 0.0 if message_rate is None else 1 / message_rate
+        """Seconds of a client's time that a message takes (a leaky bucket as a meter, ITU-T I.371)."""
+        self.message_allowance = math.inf if message_rate is None else (message_burst + 0.5) / message_rate
+        """Seconds by which a client may be ahead of its time."""
+        self.clients: dict[str, Client] = {}
+        """Who is connected, by id, also those whose openers run, and whose closing handshake does."""
+        self._users: dict[str, dict[str, Client]] = {}
+        self._addresses: Counter[str] = Counter()
+        self._counted_as: dict[str, tuple[str | None, str | None]] = {}
+        self._complaints = {kind: Complaints(logger) for kind in ("connections", "user", "address", "messages")}
+        self.refused: Counter[str] = Counter()
+        """How often each limit was met: ``connections``, ``user``, ``address``, ``messages``."""
+
+    def of_user(self, key: str) -> tuple[Client, ...]:
+        """Return who is connected as this user."""
+        return tuple(self._users.get(key, {}).values())
+
+    def refusal(self, address: str, user_key: str | None) -> Refusal | None:
+        """Return why one more from this address, and of this user, is too many."""
+        if len(self.clients) >= self._connections:
+            return self._refuse("connections", 503, "this server has as many connections as MEASE_MAX_CONNECTIONS")
+        if is_counted(address) and self._addresses[address] >= self._per_address:
+            return self._refuse(
+                "address",
+                429,
+                f"{address} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS; if it is a proxy, name it in "
+                "MEASE_TRUSTED_PROXIES",
+            )
+        if user_key is not None and len(self._users.get(user_key, ())) >= self._per_user:
+            return self._refuse("user", 429, "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER")
+        return None
+
+    def _refuse(self, kind: str, status: int, reason: str) -> Refusal:
+        self.refused[kind] += 1
+        self._complaints[kind].say("a handshake is refused with %d: %s", status, reason)
+        return Refusal(status=status, reason=reason)
+
+    def enter(self, client: Client) -> None:
+        """Count a client, as who it is now."""
+        key, address = client.user_key, client.address if is_counted(client.address) else None
+        self.clients[client.id] = client
+        self._counted_as[client.id] = (key, address)
+        if key is not None:
+            self._users.setdefault(key, {})[client.id] = client
+        if address is not None:
+            self._addresses[address] += 1
+
+    def leave(self, client: Client) -> None:
+        """Count a client no more, whoever it has become since; one that went during its handshake never was."""
+        if self.clients.pop(client.id, None) is None:
+            return
+        key, address = self._counted_as.pop(client.id)
+        if key is not None:
+            of_user = self._users[key]
+            del of_user[client.id]
+            if not of_user:
+                del self._users[key]
+        if address is not None:
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+
+    def complain_of_messages(self, client: Client) -> None:
+        """Note that a client sends more than MEASE_MAX_MESSAGE_RATE."""
+        self.refused["messages"] += 1
+        self._complaints["messages"].say(
+            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id
+        )
+
+
+def is_counted(address: str) -> bool:
+    """Tell whether connections from this address are counted: where a proxy of this machine stands, they are not."""
+    try:
+        return not ipaddress.ip_address(address).is_loopback and address != "0.0.0.0"
+    except ValueError:
+        return False

@@ -1,0 +1,167 @@
+"""How much a client may do, and what it is told where that is too much."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+import djmease
+from djmease.server.limits import Limits, is_counted
+from tests.support import DEADLINE, LiveServer, eventually
+
+StartServer = Callable[[], LiveServer]
+Log = Callable[[], list[str]]
+
+
+@pytest.fixture
+def echo() -> None:
+    @djmease.receiver
+    async def answer(client: Any, message: Any) -> None:
+        client.write_message(message)
+
+
+def refused(server: LiveServer) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as caught, connect(server.url):
+        pass
+    return caught.value.response.status_code, (caught.value.response.body or b"").decode()
+
+
+@pytest.mark.usefixtures("echo")
+def test_who_sends_too_many_messages_is_closed_with_4429_and_the_others_notice_nothing(
+    start_server: StartServer, settings: Any, log_of: Log
+) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 10, 20
+    server = start_server()
+    loud, quiet = server.connect(), server.connect()
+    with pytest.raises(ConnectionClosed) as caught:
+        for number in range(1000):
+            loud.send(str(number))
+        while True:
+            loud.recv(DEADLINE)
+    assert caught.value.rcvd is not None
+    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4429, "you send too many messages")
+    quiet.send("still here")
+    assert quiet.recv(DEADLINE) == "still here"
+    assert any("MEASE_MAX_MESSAGE_RATE" in line for line in log_of())
+    assert server.server._limits.refused["messages"] == 1
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_whole_burst_is_taken_at_once(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 50
+    client = start_server().connect()
+    for number in range(50):
+        client.send(str(number))
+    assert [client.recv(DEADLINE) for _ in range(50)] == [str(number) for number in range(50)]
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_client_may_go_on_for_ever_at_the_rate(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 500, 2
+    client = start_server().connect()
+    for number in range(100):
+        began = time.monotonic()
+        client.send(str(number))
+        assert client.recv(DEADLINE) == str(number)
+        eventually(lambda began=began: time.monotonic() >= began + 0.002)
+
+
+@pytest.mark.usefixtures("echo")
+def test_pings_are_counted_as_messages_are(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 20
+    client = start_server().connect()
+    with pytest.raises(ConnectionClosed):
+        for _ in range(1000):
+            client.ping()
+        client.recv(DEADLINE)
+    assert client.protocol.close_code == 4429
+
+
+def test_no_limit_is_none(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE = settings.MEASE_MAX_CONNECTIONS = None
+    settings.MEASE_MAX_CONNECTIONS_PER_USER = settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS = None
+    heard: list[Any] = []
+
+    @djmease.receiver
+    async def hear(message: Any) -> None:
+        heard.append(message)
+
+    client = start_server().connect()
+    for number in range(2000):
+        client.send(str(number))
+    eventually(lambda: len(heard) == 2000)
+
+
+def test_more_connections_than_there_may_be_are_answered_with_503_and_one_that_ends_makes_room(
+    start_server: StartServer, settings: Any, log_of: Log
+) -> None:
+    settings.MEASE_MAX_CONNECTIONS = 2
+    server = start_server()
+    first = server.connect()
+    server.connect()
+    status, text = refused(server)
+    assert status == 503 and "MEASE_MAX_CONNECTIONS" in text
+    assert any("503" in line for line in log_of())
+    first.close()
+    eventually(lambda: len(server.server.clients) == 1)
+    eventually(lambda: len(server.server._limits.clients) == 1)
+    server.connect()
+
+
+class Somebody:
+    def __init__(self, name: str, user_key: str | None = None, address: str = "192.0.2.1") -> None:
+        self.id, self.user_key, self.address = name, user_key, address
+
+
+def limits(**options: Any) -> Limits[Somebody]:
+    unlimited: dict[str, Any] = {"connections": None, "per_user": None, "per_address": None, "message_rate": None}
+    return Limits(**{**unlimited, "message_burst": 1, **options})
+
+
+def test_users_are_counted_each_for_itself_and_nobody_is_not_counted() -> None:
+    counted = limits(per_user=1)
+    ada = Somebody("1", "7")
+    counted.enter(ada)
+    counted.enter(Somebody("2"))
+    counted.enter(Somebody("3"))
+    refusal = counted.refusal("192.0.2.1", "7")
+    assert refusal is not None and refusal.status == 429 and "MEASE_MAX_CONNECTIONS_PER_USER" in refusal.reason
+    assert counted.refusal("192.0.2.1", "8") is None
+    assert counted.refusal("192.0.2.1", None) is None
+    ada.user_key = None  # It has logged out meanwhile, and is still counted as who it was.
+    counted.leave(ada)
+    assert counted.refusal("192.0.2.1", "7") is None
+    assert counted.of_user("7") == ()
+
+
+def test_addresses_are_counted_but_for_those_of_this_machine_where_a_proxy_stands() -> None:
+    counted = limits(per_address=1)
+    counted.enter(Somebody("1", address="192.0.2.1"))
+    counted.enter(Somebody("2", address="127.0.0.1"))
+    refusal = counted.refusal("192.0.2.1", None)
+    assert refusal is not None and refusal.status == 429 and "MEASE_TRUSTED_PROXIES" in refusal.reason
+    assert counted.refusal("192.0.2.2", None) is None
+    assert counted.refusal("127.0.0.1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("192.0.2.1", True), ("2001:db8::1", True), ("127.0.0.1", False), ("::1", False), ("0.0.0.0", False), ("", False)],
+)
+def test_which_addresses_are_counted(address: str, expected: bool) -> None:
+    assert is_counted(address) is expected
+
+
+def test_what_has_gone_is_forgotten() -> None:
+    counted = limits(per_user=5, per_address=5)
+    everybody = [Somebody(str(number), str(number % 3), f"192.0.2.{number % 5}") for number in range(50)]
+    for somebody in everybody:
+        counted.enter(somebody)
+    for somebody in everybody:
+        counted.leave(somebody)
+    assert not counted.clients and not counted._users and not counted._addresses and not counted._counted_as
