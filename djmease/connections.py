@@ -189,7 +189,11 @@ def _loading(told: str) -> str:
 
 
 def _silent(told: str) -> str:
-    return f"it does not answer in time ({told}): see whether it hangs, or the network to it"
+    # What a Redis that expects no TLS does with its greeting is to wait for more.
+    return (
+        f"it does not answer in time ({told}): see whether it hangs, or the network to it, or whether it speaks TLS on "
+        "that port if MEASE_REDIS_URL says rediss://"
+    )
 
 
 def _absent(told: str) -> str:
@@ -197,6 +201,11 @@ def _absent(told: str) -> str:
         return (
             f"it does not speak as a Redis ({told}): use rediss:// in MEASE_REDIS_URL if it wants TLS, or set another "
             "host and port"
+        )
+    if any(sign in told.lower() for sign in ("closed by server", "reset by peer", "connection lost", "broken pipe")):
+        return (
+            f"it has closed the connection ({told}): see whether it was stopped or has closed this client, or use "
+            "rediss:// in MEASE_REDIS_URL if it wants TLS"
         )
     return f"it does not answer ({told}): start it, or set MEASE_REDIS_URL to one that runs"
 
