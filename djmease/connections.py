@@ -202,6 +202,8 @@ def _absent(told: str) -> str:
             f"it does not speak as a Redis ({told}): use rediss:// in MEASE_REDIS_URL if it wants TLS, or set another "
             "host and port"
         )
+    if "max number of clients" in told:
+        return f"it takes no more connections ({told}): raise its maxclients, or close some"
     if any(sign in told.lower() for sign in ("closed by server", "reset by peer", "connection lost", "broken pipe")):
         return (
             f"it has closed the connection ({told}): see whether it was stopped or has closed this client, or use "

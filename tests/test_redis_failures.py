@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 import djmease
@@ -27,11 +34,11 @@ from djmease.server import listener as listener_module
 from djmease.server import pulse as pulse_module
 from djmease.server import server as server_module
 from djmease.server.listener import Listener
-from tests.support import DEADLINE, eventually
+from tests.support import DEADLINE, Project, eventually
 from tests.test_listener import make_listener, running, within
 
 Log = Callable[[], list[str]]
-INTERVAL = 0.1
+INTERVAL = 0.2
 NEW = 30
 """Messages that must arrive after the healing."""
 
@@ -314,6 +321,20 @@ def test_a_wrong_password_is_told_at_the_start(
     assert "refuses the user or password" in told and "wrong" not in told
 
 
+def test_the_command_says_what_is_wrong_and_not_that_redis_is_away(
+    own_valkey: EmbeddedValkey, project: Project
+) -> None:
+    project.settings(f"MEASE_REDIS_URL = 'unix://:wrong@{own_valkey.socket}'")
+    with Redis(unix_socket_path=str(own_valkey.socket)) as admin:
+        admin.config_set("requirepass", "secret")
+        try:
+            ended = project.run("run_websocket_server")
+        finally:
+            admin.config_set("requirepass", "")
+    assert ended.code == 1
+    assert "it refuses the user or password" in ended.err and "does not answer" not in ended.err
+
+
 def test_absence_is_told_apart_from_silence(redis: str, settings: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings.MEASE_REDIS_URL = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
@@ -379,6 +400,11 @@ def test_tls_troubles_are_told_with_their_cures(redis: str, settings: Any, tls_p
     [
         (AuthenticationError("Authentication required."), "refuses the user or password"),
         (NoPermissionError("No permissions"), "does not permit"),
+        (BusyLoadingError("Redis is loading the dataset in memory"), "still loading"),
+        (ssl.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "does not speak TLS"),
+        (InvalidResponse('Protocol error, got "H" as reply type byte'), "does not speak as a Redis"),
+        (RedisConnectionError("max number of clients reached"), "takes no more connections"),
+        (TimeoutError(), "does not answer in time (TimeoutError)"),
         (RedisError("unknown command 'AUTH', with args beginning with: 's3cr3t'"), "unknown command 'AUTH'"),
         (ValueError("Port could not be cast to integer value as 's3cr3t'"), "ValueError"),
     ],
