@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import re
+import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,17 @@ from redis.asyncio import Connection
 from redis.asyncio import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    AuthorizationError,
+    BusyLoadingError,
+    ConnectionError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from djmease.embedded import EMBEDDED_URL, check_private, directory, socket_path
@@ -109,6 +123,104 @@ def listener_connection() -> Connection:
 def channel_prefix() -> str:
     """Return what stands before the routing in the name of a Redis channel."""
     return f"{settings.MEASE_KEY_PREFIX}:"
+
+
+def heartbeat_channel() -> str:
+    """Return the channel of the servers' heartbeats, which the pattern of what is published does not match."""
+    return f"{settings.MEASE_KEY_PREFIX}.heartbeat"
+
+
+def control_channel() -> str:
+    """Return the channel of orders to the servers, which the pattern of what is published does not match."""
+    return f"{settings.MEASE_KEY_PREFIX}.control"
+
+
+def reason(error: BaseException) -> str:
+    """Return what is wrong with Redis, which the sentence calls "it", and the cure; there is no password in it."""
+    chain = list(_chain(error))
+    for kinds, tell in _REASONS:
+        found = next((each for each in chain if isinstance(each, kinds)), None)
+        if found is not None:
+            return tell(_told(found))
+    # The text of anything else may hold what it choked on, a password for one.
+    return _told(error) if isinstance(error, (RedisError, ImproperlyConfigured)) else type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it: redis-py wraps what the socket and TLS say.
+
+    The context of anything else may be what the site was just about when it called us.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (error.__context__ if isinstance(error, RedisError) else None)
+
+
+def _told(error: BaseException) -> str:
+    # An old Redis that does not know a command repeats its arguments, which those of AUTH must not be.
+    return " ".join(str(error).partition(", with args")[0].split()).rstrip(".") or type(error).__name__
+
+
+def _no_tls(told: str) -> str:
+    if "WRONG_VERSION_NUMBER" in told or "RECORD_LAYER_FAILURE" in told:
+        return f"it does not speak TLS there ({told}): use redis:// in MEASE_REDIS_URL, or the port on which it does"
+    return (
+        f"TLS with it fails ({told}): name the authority of its certificate (ssl_ca_certs), or your own certificate "
+        "where it wants one (ssl_certfile, ssl_keyfile), in MEASE_REDIS_URL or MEASE_REDIS_OPTIONS"
+    )
+
+
+def _wrong_password(told: str) -> str:
+    return f"it refuses the user or password ({told}): set the right ones in MEASE_REDIS_URL or MEASE_REDIS_OPTIONS"
+
+
+def _no_permission(told: str) -> str:
+    prefix = settings.MEASE_KEY_PREFIX
+    return (
+        f"it does not permit its user that ({told}): give the user of MEASE_REDIS_URL, by ACL SETUSER, the channels "
+        f"&{prefix}:* and &{prefix}.* and the commands +publish +subscribe +psubscribe"
+    )
+
+
+def _loading(told: str) -> str:
+    return f"it is still loading its data ({told}), which passes"
+
+
+def _silent(told: str) -> str:
+    # What a Redis that expects no TLS does with its greeting is to wait for more.
+    return (
+        f"it does not answer in time ({told}): see whether it hangs, or the network to it, or whether it speaks TLS on "
+        "that port if MEASE_REDIS_URL says rediss://"
+    )
+
+
+def _absent(told: str) -> str:
+    if "Protocol error, got" in told:
+        return (
+            f"it does not speak as a Redis ({told}): use rediss:// in MEASE_REDIS_URL if it wants TLS, or set another "
+            "host and port"
+        )
+    if "max number of clients" in told:
+        return f"it takes no more connections ({told}): raise its maxclients, or close some"
+    if any(sign in told.lower() for sign in ("closed by server", "reset by peer", "connection lost", "broken pipe")):
+        return (
+            f"it has closed the connection ({told}): see whether it was stopped or has closed this client, or use "
+            "rediss:// in MEASE_REDIS_URL if it wants TLS"
+        )
+    return f"it does not answer ({told}): start it, or set MEASE_REDIS_URL to one that runs"
+
+
+# In this order: the first kind that an error, or what caused it, is.
+_REASONS: tuple[tuple[tuple[type[BaseException], ...], Callable[[str], str]], ...] = (
+    ((ssl.SSLError,), _no_tls),
+    ((AuthenticationError, AuthorizationError, AuthenticationWrongNumberOfArgsError), _wrong_password),
+    ((NoPermissionError,), _no_permission),
+    ((BusyLoadingError,), _loading),
+    ((TimeoutError, builtins.TimeoutError), _silent),
+    ((InvalidResponse, ConnectionError, OSError), _absent),
+)
 
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:

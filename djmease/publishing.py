@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.db import transaction
 from redis import ConnectionPool
 from redis.connection import Connection
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from djmease import connections, embedded, loader, messages
 from djmease.messages import Message
@@ -31,6 +32,8 @@ captures: list[Outlet] = []
 """Who takes what is published, at once and whatever the transaction does; nothing is sent then."""
 wires: list[Outlet] = []
 """Who takes what would be sent to Redis. Both lists are for djmease.test."""
+control_wires: list[Callable[[dict[str, Any]], None]] = []
+"""Who takes the orders to servers that would be sent to Redis; for djmease.test too."""
 
 counts: Counter[str] = Counter()
 """What happened in this process: ``published``, ``unheard`` and ``lost_after_commit``."""
@@ -114,6 +117,36 @@ async def apublish(
         on_commit=False,
         fail_silently=fail_silently,
     )
+
+
+def publish_control(order: dict[str, Any]) -> bool:
+    """Send an order, which JSON can hold, to all servers on this prefix, and tell whether Redis took it.
+
+    It is tried once, blocks for a second or two at most, and waits for no transaction. Where it fails that is logged,
+    and not raised: an order hastens what happens anyway. No server that runs is no failure.
+    """
+    payload = messages.to_json(order)
+    if control_wires:
+        for wire in tuple(control_wires):
+            wire(json.loads(payload))
+        return True
+    try:
+        _send_control(payload)
+    except (RedisError, OSError, ImproperlyConfigured) as error:
+        logger.warning("the order %r could not be published: %s", order.get("order"), connections.reason(error))
+        return False
+    return True
+
+
+def _send_control(payload: str) -> None:
+    pool = connections.publisher_pool()
+    try:
+        connection = pool.get_connection()
+    except (RedisError, OSError):
+        if _is_idle():
+            return
+        raise
+    _exchange(pool, connection, connections.control_channel(), payload)
 
 
 def _refuse_event_loop() -> None:
@@ -238,12 +271,21 @@ def _execute(routing: str, channel: str, payload: bytes) -> int:
     if connection is None:
         return 0
     try:
+        return _exchange(pool, connection, channel, payload)
+    except (RedisError, OSError) as error:
+        doubt = "" if isinstance(error, ResponseError) else " (it may have arrived)"
+        raise PublishError(routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
+
+
+def _exchange(pool: ConnectionPool, connection: Connection, channel: str, payload: bytes | str) -> int:
+    """Send one PUBLISH, give the connection back, and return how many heard it."""
+    try:
         connection.send_command("PUBLISH", channel, payload)
         heard: int = connection.read_response()
         return heard
-    except (RedisError, OSError) as error:
+    except (RedisError, OSError):
         connection.disconnect()
-        raise PublishError(routing, connections.address(), f"{error} (it may have arrived)") from error
+        raise
     finally:
         pool.release(connection)
 
@@ -255,10 +297,15 @@ def _connect(routing: str, pool: ConnectionPool) -> Connection | None:
         try:
             return pool.get_connection()
         except AuthenticationError as error:
-            raise PublishError(routing, connections.address(), str(error)) from error
+            raise PublishError(routing, connections.address(), connections.reason(error)) from error
         except (RedisError, OSError) as error:
-            if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+            if _is_idle():
                 return None
             if time.monotonic() + CONNECT_PAUSE > deadline:
-                raise PublishError(routing, connections.address(), str(error)) from error
+                raise PublishError(routing, connections.address(), connections.reason(error)) from error
             time.sleep(CONNECT_PAUSE)
+
+
+def _is_idle() -> bool:
+    """Tell whether Redis is an embedded Valkey that does not run because no server does."""
+    return connections.is_embedded() and not embedded.has_users(embedded.directory())

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
@@ -32,6 +32,7 @@ from djmease.messages import Message, check_group, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
 
 _REQUIRED: Any = object()
+Outlet = TypeVar("Outlet")
 
 
 @contextmanager
@@ -73,14 +74,18 @@ def live_server() -> Iterator[LiveServer]:
     server: LiveServer = import_string("djmease.server.live.LiveServer")()
     server.start()
     try:
-        with _listed(server.publish, publishing.wires), override_settings(MEASE_PORT=server.port):
+        with (
+            _listed(server.publish, publishing.wires),
+            _listed(server.control, publishing.control_wires),
+            override_settings(MEASE_PORT=server.port),
+        ):
             yield server
     finally:
         server.stop()
 
 
 @contextmanager
-def _listed(outlet: publishing.Outlet, outlets: list[publishing.Outlet]) -> Iterator[None]:
+def _listed(outlet: Outlet, outlets: list[Outlet]) -> Iterator[None]:
     outlets.append(outlet)
     try:
         yield
@@ -97,6 +102,8 @@ class LiveServer(Protocol):
     def url(self) -> str: ...
 
     def publish(self, message: Message) -> None: ...
+
+    def control(self, order: dict[str, Any]) -> None: ...
 
     def start(self) -> None: ...
 

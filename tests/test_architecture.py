@@ -30,8 +30,16 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate"},
-    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes", "server.health"},
-    {"server.outbox", "server.listener", "server.limits"},
+    {
+        "server.protocol",
+        "server.readers",
+        "server.identity",
+        "server.complaints",
+        "server.processes",
+        "server.health",
+        "server.pulse",
+    },
+    {"server.outbox", "server.listener", "server.limits", "server.neighbours"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},
@@ -41,7 +49,11 @@ SERVER_LAYERS = [
 ]
 PLAIN = {"registry", "messages", "types"}
 """What the server may know of the left side: values, no settings and no Redis."""
-READS_SETTINGS = {"server.factory": {"connections"}, "server.live": {"loader"}, "server.banner": {"__init__"}}
+READS_SETTINGS = {
+    "server.factory": {"connections", "__init__"},
+    "server.live": {"loader"},
+    "server.banner": {"__init__"},
+}
 """Where the server is put together, more."""
 
 

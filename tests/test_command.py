@@ -87,7 +87,7 @@ def test_a_server_without_callbacks_says_so_and_masks_the_password(project: Proj
         port = probe.getsockname()[1]
     project.settings(f"MEASE_REDIS_URL = 'redis://:secret@127.0.0.1:{port}/0'")
     error = failure(project.start("run_websocket_server"))
-    assert f"Redis at redis://:***@127.0.0.1:{port}/0 does not answer" in error
+    assert f"cannot hear Redis at redis://:***@127.0.0.1:{port}/0: it does not answer" in error
     project.settings()
     server = project.start("run_websocket_server")
     server.port()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,19 +25,39 @@ from tests.support import DEADLINE
 Log = Callable[[], list[str]]
 
 
+def make_listener(prefix: str, **options: Any) -> Listener:
+    """Return a listener by the settings of the moment."""
+    nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
+    defaults: dict[str, Any] = {"on_message": nothing, "on_heartbeat": nothing, "on_control": nothing}
+    return Listener(
+        connect=connections.listener_connection,
+        prefix=prefix,
+        heartbeat_channel=connections.heartbeat_channel(),
+        control_channel=connections.control_channel(),
+        heartbeat=b'{"id": "own"}',
+        explain=connections.reason,
+        **{**defaults, **options},
+    )
+
+
+@asynccontextmanager
+async def running(listener: Listener) -> AsyncIterator[Listener]:
+    await listener.start()
+    task = asyncio.create_task(listener.run())
+    try:
+        yield listener
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 @asynccontextmanager
 async def listening(prefix: str, **options: Any) -> AsyncIterator[asyncio.Queue[Message]]:
     """Run a listener by the settings of the moment, and give what it hears."""
     heard: asyncio.Queue[Message] = asyncio.Queue()
     options.setdefault("on_message", heard.put_nowait)
-    listener = Listener(connect=connections.listener_connection, prefix=prefix, **options)
-    await listener.start()
-    task = asyncio.create_task(listener.run())
-    try:
+    async with running(make_listener(prefix, **options)):
         yield heard
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def within(condition: Callable[[], Any]) -> None:
@@ -63,7 +84,7 @@ def test_a_burst_is_heard_whole_and_in_order(redis: str, valkey: EmbeddedValkey)
 
 def test_ids_are_remembered_for_a_while_and_not_for_ever(redis: str, valkey: EmbeddedValkey) -> None:
     async def run() -> tuple[int, int]:
-        listener = Listener(connect=connections.listener_connection, prefix=redis, on_message=lambda message: None)
+        listener = make_listener(redis)
         for index in range(3 * listener_module.RECENT):
             listener._hear(f"{redis}a".encode(), payload(f"{index:016x}"))
         return len(listener._recent), len(listener._recent_order)
@@ -93,35 +114,79 @@ def test_a_message_that_cannot_be_handed_on_does_not_end_the_listener(
     assert any("could not be handed on" in line for line in log_of())
 
 
-def test_a_redis_that_says_nothing_is_pinged_and_stays(
-    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, log_of: Log
+def test_a_redis_to_which_nobody_publishes_is_heard_by_the_heartbeat_and_stays(
+    redis: str, valkey: EmbeddedValkey, log_of: Log
 ) -> None:
-    monkeypatch.setattr(listener_module, "IDLE_INTERVAL", 0.05)
+    async def run() -> None:
+        beats = 0
+        with Redis(unix_socket_path=str(valkey.socket)) as other, other.pubsub() as pubsub:
+            pubsub.subscribe(connections.heartbeat_channel())
+            async with running(make_listener(redis, heartbeat_interval=0.02)) as listener, asyncio.timeout(DEADLINE):
+                while beats < 10:
+                    beats += (pubsub.get_message(timeout=0.0) or {}).get("type") == "message"
+                    await asyncio.sleep(0.001)
+                assert listener.is_hearing and listener.reconnects == 0
 
-    async def run() -> str:
-        async with listening(redis) as heard, asyncio.timeout(DEADLINE):
-            with Redis(unix_socket_path=str(valkey.socket)) as publisher:
-                pings = "cmdstat_ping"
-                before = publisher.info("commandstats").get(pings, {"calls": 0})["calls"]
-                await within(lambda: publisher.info("commandstats").get(pings, {"calls": 0})["calls"] > before + 3)
-                publisher.publish(f"{redis}a", "still here")
-            body: str = (await heard.get()).body
-            return body
-
-    assert asyncio.run(run()) == "still here"
+    asyncio.run(run())
     assert not log_of()
+
+
+def test_a_loop_that_stood_still_has_not_been_deaf(redis: str, valkey: EmbeddedValkey, log_of: Log) -> None:
+    async def run() -> None:
+        async with running(make_listener(redis, heartbeat_interval=0.1, deaf_after=0.5)) as listener:
+            time.sleep(0.6)
+            await asyncio.sleep(0)
+            await within(lambda: listener._silence == 0.0)
+            assert (listener.reconnects, listener.trouble) == (0, None)
+
+    asyncio.run(run())
+    assert not log_of()
+
+
+def test_orders_are_handed_on_and_what_is_none_is_said_and_dropped(
+    redis: str, valkey: EmbeddedValkey, log_of: Log
+) -> None:
+    async def run() -> list[dict[str, Any]]:
+        orders: list[dict[str, Any]] = []
+
+        def obey(order: dict[str, Any]) -> None:
+            if order == {}:
+                raise RuntimeError("no")
+            orders.append(order)
+
+        async with running(make_listener(redis, on_control=obey)):
+            with Redis(unix_socket_path=str(valkey.socket)) as publisher:
+                for payload in (b"[1]", b"\xff", b"[" * 100_000, b"{}", b'{"order": "recheck"}'):
+                    publisher.publish(connections.control_channel(), payload)
+            await within(lambda: orders)
+        return orders
+
+    assert asyncio.run(run()) == [{"order": "recheck"}]
+    assert len([line for line in log_of() if "is not a JSON object" in line]) == 1
+    assert len([line for line in log_of() if "could not be handed on" in line]) == 1
+
+
+def test_the_heartbeats_of_others_are_handed_on_and_its_own_are_not(redis: str, valkey: EmbeddedValkey) -> None:
+    async def run() -> list[bytes]:
+        heard: list[bytes] = []
+        async with running(make_listener(redis, heartbeat_interval=0.02, on_heartbeat=heard.append)):
+            with Redis(unix_socket_path=str(valkey.socket)) as publisher:
+                publisher.publish(connections.heartbeat_channel(), "another")
+            await within(lambda: heard)
+        return heard
+
+    assert asyncio.run(run()) == [b"another"]
 
 
 def test_a_redis_that_is_stopped_like_a_cut_network_is_given_up_and_found_again(
     redis: str, own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
     """SIGSTOP closes no connection: only silence tells."""
-    monkeypatch.setattr(listener_module, "IDLE_INTERVAL", 0.1)
     monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.2)
     pid = int((own_valkey.home / "valkey.pid").read_text())
 
     async def run() -> str:
-        async with listening(redis) as heard:
+        async with listening(redis, heartbeat_interval=0.1) as heard:
             os.kill(pid, signal.SIGSTOP)
             try:
                 await within(lambda: any(line.startswith("Redis is gone") for line in log_of()))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
 from django.conf import settings
 
+import djmease
 from djmease import connections
+from djmease.messages import new_id
 from djmease.registry import Registry
 from djmease.server.identity import LOCAL_HOSTS, Gate
 from djmease.server.limits import Limits
+from djmease.server.neighbours import Heartbeat
 from djmease.server.server import Server
 
 
@@ -31,6 +36,10 @@ def make_server(
         sockets=sockets,
         connect=connections.listener_connection if hears_redis else None,
         channel_prefix=connections.channel_prefix(),
+        heartbeat_channel=connections.heartbeat_channel(),
+        control_channel=connections.control_channel(),
+        heartbeat=_heartbeat(registry),
+        explain=connections.reason,
         refuse=gate.refusal,
         path=settings.MEASE_PATH,
         max_workers=settings.MEASE_MAX_WORKERS,
@@ -51,3 +60,22 @@ def make_server(
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
         revive=revive,
     )
+
+
+def _heartbeat(registry: Registry) -> Heartbeat:
+    return Heartbeat(
+        id=new_id(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        settings=os.environ.get("DJANGO_SETTINGS_MODULE", "settings.configure()"),
+        registry=_fingerprint(registry),
+        version=djmease.__version__,
+    )
+
+
+def _fingerprint(registry: Registry) -> str:
+    """Return a short text that differs where the callbacks, or the routings of senders, do."""
+    sent = [f"{route.pattern} {sender.path}" for route in registry.routes for sender in route.senders]
+    callbacks = (*registry.receivers, *registry.openers, *registry.closers)
+    lines = sorted([*sent, *(f"{callback.kind} {callback.path}" for callback in callbacks)])
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

@@ -1,29 +1,42 @@
-"""The one reader of Redis: subscribed, supervised, and back again whatever happens to Redis."""
+"""The one reader of Redis: subscribed, supervised, and back again whatever happens to Redis.
+
+It must hear this server's own heartbeat, which goes through Redis: where none comes, it is taken for deaf and connects
+anew, whatever the connection looks like.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
 from djmease.server.complaints import Complaints
+from djmease.server.pulse import REFUSALS, Pulse
 
 logger = logging.getLogger("djmease.listener")
 
 CONNECT_TIMEOUT = 2.0
 """Seconds for connecting, authenticating and subscribing."""
-IDLE_INTERVAL = 5.0
-"""Seconds of silence after which Redis is pinged, and again that long until it is taken for dead."""
+HEARTBEAT_INTERVAL = 5.0
+"""Seconds between two of this server's heartbeats."""
+DEAF_AFTER = 60.0
+"""Seconds without a heartbeat after which an error says so, and again each time as many have passed."""
+OVERDUE = 2.0
+"""Intervals after which a heartbeat that has not come is trouble."""
+PATIENCE = 2.5
+"""Intervals after which the connections are given up for that."""
+TICKS = 4
+"""How often in an interval that is looked at."""
 MAX_BACKOFF = 1.0
 """Seconds between two attempts to come back, at most."""
 RECENT = 1000
@@ -31,94 +44,180 @@ RECENT = 1000
 
 
 class Listener:
-    """Hears every publication whose channel begins with ``prefix`` and hands it on as a ``Message``, on the loop."""
+    """Hears every publication whose channel begins with ``prefix`` and hands it on as a ``Message``, on the loop.
+
+    On two channels beside those it hears heartbeats (``on_heartbeat`` gets those of other servers) and orders.
+    """
 
     def __init__(
         self,
         *,
         connect: Callable[[], Connection],
         prefix: str,
+        heartbeat_channel: str,
+        control_channel: str,
+        heartbeat: bytes,
         on_message: Callable[[Message], None],
+        on_heartbeat: Callable[[bytes], None],
+        on_control: Callable[[dict[str, Any]], None],
         revive: Callable[[], Awaitable[None]] | None = None,
+        explain: Callable[[BaseException], str] = str,
+        heartbeat_interval: float = HEARTBEAT_INTERVAL,
+        deaf_after: float = DEAF_AFTER,
     ) -> None:
         self._make_connection = connect
         self._prefix = prefix.encode()
+        self._heartbeat_channel = heartbeat_channel.encode()
+        self._control_channel = control_channel.encode()
+        self._heartbeat = heartbeat
         self._on_message = on_message
+        self._on_heartbeat = on_heartbeat
+        self._on_control = on_control
         self._revive = revive
         """Called before each attempt to come back: starts an embedded Valkey that has died."""
+        self._explain = explain
+        self._interval = heartbeat_interval
+        self._deaf_after = deaf_after
+        self._pulse = Pulse(
+            connect=connect,
+            channel=heartbeat_channel,
+            payload=heartbeat,
+            interval=heartbeat_interval,
+            explain=explain,
+        )
         self._connection: Connection | None = None
+        self._reading: asyncio.Timeout | None = None
+        self._gone = "this server has not subscribed to Redis yet"
         self._heard_at = 0.0
+        # Both count only time in which this loop ran: one that stood still has not been deaf, it has not listened.
+        self._waited = 0.0
+        """Seconds since this server's own heartbeat was heard, or the connection was made."""
+        self._silence = 0.0
+        """Seconds since this server's own heartbeat was heard."""
+        self._silence_said = 0.0
         self._recent: set[str] = set()
         self._recent_order: deque[str] = deque()
-        self._complaints = Complaints(logger, logging.ERROR)
+        self._refusals = Complaints(logger, logging.ERROR)
+        self._bad_orders = Complaints(logger)
         self.refused = 0
         """Payloads that could not be read."""
         self.reconnects = 0
+        self.away = 0.0
+        """Seconds, in all, for which nothing could be heard."""
+
+    @property
+    def is_hearing(self) -> bool:
+        return self.trouble is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this server may not hear what is published, as a sentence; ``None`` where all is well."""
+        if self._connection is None:
+            return self._gone
+        if self._pulse.refusal is not None:
+            return f"Redis does not take this server's heartbeat: {self._pulse.refusal}"
+        if self._waited > OVERDUE * self._interval:
+            return f"this server's own heartbeat has not come back from Redis for {self._waited:.1f} s"
+        return None
 
     async def start(self) -> None:
         """Connect and subscribe. Raises redis-py's ``RedisError``, ``OSError`` or ``TimeoutError`` where that fails."""
         await self._subscribe()
-
-    async def run(self) -> None:
-        """Read until cancelled; a Redis that goes away is waited for."""
         try:
-            while True:
-                try:
-                    await self._read()
-                except (RedisError, OSError, TimeoutError) as error:
-                    await self._come_back(error)
-        finally:
-            await self._drop()
-
-    async def _subscribe(self) -> None:
-        self._connection = connection = self._make_connection()
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()
-                await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
-                await connection.read_response(disable_decoding=True)
+            await self._pulse.beat()
         except BaseException:
             await self._drop()
             raise
+
+    async def run(self) -> None:
+        """Read until cancelled; a Redis that goes away is waited for."""
+        beside = [asyncio.create_task(self._pulse.run()), asyncio.create_task(self._watch())]
+        try:
+            while True:
+                # Outside of the except clause, or what fails later would have this error for its context.
+                await self._come_back(await self._read_until_it_fails())
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self._drop()
+
+    async def _subscribe(self) -> None:
+        connection = self._make_connection()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+                await connection.send_command("SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
+                # What comes on the two channels may come before the pattern is confirmed.
+                while (reply := await connection.read_response(disable_decoding=True))[0] != b"psubscribe":
+                    self._take(reply)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
+        self._waited = 0.0
         self._heard_at = time.monotonic()
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
+        await self._pulse.drop()
 
-    async def _read(self) -> None:
+    async def _read_until_it_fails(self) -> Exception:
+        try:
+            await self._read()
+        except (RedisError, OSError, TimeoutError) as error:
+            return error
+
+    async def _read(self) -> NoReturn:
         """Read replies as they come; those that have come already are taken without a turn of the loop in between."""
         connection = self._connection
         assert connection is not None
-        watch = asyncio.create_task(self._watch(connection))
         try:
-            while True:
-                reply = await connection.read_response(disable_decoding=True)
-                self._heard_at = time.monotonic()
-                self._take(reply)
-                for reply in _replies_that_have_come(connection):
+            async with asyncio.timeout(None) as self._reading:
+                while True:
+                    reply = await connection.read_response(disable_decoding=True)
+                    self._heard_at = time.monotonic()
                     self._take(reply)
+                    for reply in _replies_that_have_come(connection):
+                        self._take(reply)
+        except TimeoutError:
+            raise TimeoutError(f"this server's own heartbeat has not come for {self._waited:.1f} s") from None
         finally:
-            watch.cancel()
+            self._reading = None
 
-    async def _watch(self, connection: Connection) -> None:
-        """Ping a silent Redis, and give up one that does not answer: a cut network says nothing by itself."""
+    async def _watch(self) -> None:
+        tick = self._interval / TICKS
         while True:
-            await asyncio.sleep(IDLE_INTERVAL)
-            silence = time.monotonic() - self._heard_at
-            if silence > 2 * IDLE_INTERVAL:
-                await connection.disconnect(nowait=True)
-            elif silence > IDLE_INTERVAL / 2:
-                # Where this fails, the reader hears of it too.
-                with suppress(RedisError, OSError):
-                    await connection.send_command("PING")
+            await asyncio.sleep(tick)
+            self._pass(tick)
+
+    def _pass(self, seconds: float) -> None:
+        """Count time that has passed, and give up a connection that does not bring the heartbeat."""
+        self._silence += seconds
+        # A heartbeat that Redis refuses cannot come, and the listener may still hear.
+        if self._reading is not None and self._pulse.refusal is None:
+            self._waited += seconds
+            if self._waited > PATIENCE * self._interval and not self._reading.expired():
+                self._reading.reschedule(0)
+        if self._silence - self._silence_said >= self._deaf_after:
+            self._silence_said = self._silence
+            logger.error(
+                "this server has heard no heartbeat of its own for %.0f s, and what is published may not reach its "
+                "clients: %s",
+                self._silence,
+                self.trouble or "it has just connected again",
+            )
 
     def _take(self, reply: Any) -> None:
         if isinstance(reply, RedisError):
             raise reply
         if reply[0] == b"pmessage":
             self._hear(reply[2], reply[3])
+        elif reply[0] == b"message":
+            self._hear_beside(reply[1], reply[2])
 
     def _hear(self, channel: bytes, payload: bytes) -> None:
         routing = channel[len(self._prefix) :].decode(errors="backslashreplace")
@@ -126,7 +225,7 @@ class Listener:
             message = decode(routing, payload)
         except ValueError as error:
             self.refused += 1
-            self._complaints.say("a payload of %d bytes on %r is refused: %s", len(payload), channel, error)
+            self._refusals.say("a payload of %d bytes on %r is refused: %s", len(payload), channel, error)
             return
         if not self._is_new(message.id):
             return
@@ -134,6 +233,28 @@ class Listener:
             self._on_message(message)
         except Exception:
             logger.exception("message %s on %s could not be handed on", message.id, message.routing)
+
+    def _hear_beside(self, channel: bytes, payload: bytes) -> None:
+        if payload == self._heartbeat and channel == self._heartbeat_channel:
+            self._waited = self._silence = self._silence_said = 0.0
+            return
+        try:
+            if channel == self._heartbeat_channel:
+                self._on_heartbeat(payload)
+            elif channel == self._control_channel:
+                self._obey(payload)
+        except Exception:
+            logger.exception("what came on %r could not be handed on", channel)
+
+    def _obey(self, payload: bytes) -> None:
+        try:
+            order = json.loads(payload)
+        except (ValueError, RecursionError):
+            order = None
+        if isinstance(order, dict):
+            self._on_control(order)
+        else:
+            self._bad_orders.say("an order of %d bytes is not a JSON object, and is dropped", len(payload))
 
     def _is_new(self, message_id: str) -> bool:
         if message_id in self._recent:
@@ -145,9 +266,21 @@ class Listener:
         return True
 
     async def _come_back(self, error: BaseException) -> None:
-        gone_at = time.monotonic()
-        logger.error("Redis is gone (%s); messages published meanwhile are lost; trying to come back", error)
+        # A connection that fell silent has been deaf since it was last heard, and nobody knew.
+        gone_at = self._heard_at if isinstance(error, TimeoutError) else time.monotonic()
+        reason = self._explain(error)
+        self._gone = f"{'Redis refuses this server' if isinstance(error, REFUSALS) else 'Redis is gone'}: {reason}"
+        logger.error("%s; messages published meanwhile are lost; trying to come back", self._gone)
         await self._drop()
+        await self._try_again(reason)
+        self._pulse.hurry()
+        away = time.monotonic() - gone_at
+        self.reconnects += 1
+        self.away += away
+        logger.warning("Redis is back after %.1f s; what was published meanwhile is lost, if anything was", away)
+
+    async def _try_again(self, reason: str) -> None:
+        """Return when subscribed again; each other reason for which that fails is said."""
         backoff = 0.05
         while True:
             # Jitter keeps the servers of a cluster from coming back in the same moment.
@@ -156,13 +289,11 @@ class Listener:
             try:
                 if self._revive is not None:
                     await self._revive()
-                await self._subscribe()
+                return await self._subscribe()
             except Exception as failure:
-                logger.debug("Redis is still gone: %s", failure)
-            else:
-                break
-        self.reconnects += 1
-        logger.warning("Redis is back after %.1f s", time.monotonic() - gone_at)
+                before, reason = reason, self._explain(failure)
+                self._gone = f"Redis cannot be heard: {reason}"
+                logger.log(logging.DEBUG if reason == before else logging.WARNING, "%s", self._gone)
 
 
 def _replies_that_have_come(connection: Connection) -> Iterator[Any]:

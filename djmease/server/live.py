@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tornado.netutil import bind_sockets
 
@@ -54,6 +54,10 @@ class LiveServer:
     def publish(self, message: Message) -> None:
         """Hand a message on as if it came from Redis."""
         self.loop.call_soon_threadsafe(self.server.publish, message)
+
+    def control(self, order: dict[str, Any]) -> None:
+        """Hand an order on as if it came from Redis."""
+        self.loop.call_soon_threadsafe(self.server._on_control, order)
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Run a function on the server's loop, and return what it returns."""

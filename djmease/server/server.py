@@ -24,7 +24,8 @@ from djmease.server.dispatch import Dispatch
 from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Identity
 from djmease.server.limits import Limits
-from djmease.server.listener import Listener
+from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
+from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.readers import Readers
@@ -52,6 +53,10 @@ class Server:
         sockets: Sequence[socket.socket],
         connect: Callable[[], Connection] | None,
         channel_prefix: str,
+        heartbeat_channel: str,
+        control_channel: str,
+        heartbeat: Heartbeat,
+        explain: Callable[[BaseException], str],
         refuse: Callable[[HTTPServerRequest], str | None],
         path: str | None,
         max_workers: int | None,
@@ -77,8 +82,22 @@ class Server:
         self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
+        self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
+        self._orders: dict[str, Callable[[dict[str, Any]], None]] = {}
+        """What is done for an order that came by Redis, by its name."""
+        self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
-            connect=connect, prefix=channel_prefix, on_message=self._dispatch.publish, revive=revive
+            connect=connect,
+            prefix=channel_prefix,
+            heartbeat_channel=heartbeat_channel,
+            control_channel=control_channel,
+            heartbeat=heartbeat.encode(),
+            on_message=self._dispatch.publish,
+            on_heartbeat=self.neighbours.hear,
+            on_control=self._on_control,
+            revive=revive,
+            explain=explain,
+            heartbeat_interval=HEARTBEAT_INTERVAL,
         )
         handler = {
             "events": self,
@@ -137,7 +156,9 @@ class Server:
     @property
     def trouble(self) -> str | None:
         """Why no more clients should be sent here, in a sentence; ``None`` where all is well."""
-        return "the server stops" if self._stopping.is_set() else None
+        if self._stopping.is_set():
+            return "the server stops"
+        return None if self._listener is None else self._listener.trouble
 
     def drain(self) -> None:
         """Ask ``serve`` to end, clients being sent away one after another; once more hurries it. On the loop only."""
@@ -149,6 +170,14 @@ class Server:
         """Ask ``serve`` to end, all clients being sent away at once; on the loop only."""
         self._stopping.set()
         self._hurrying.set()
+
+    def _on_control(self, order: dict[str, Any]) -> None:
+        name = order.get("order")
+        obey = self._orders.get(name) if isinstance(name, str) else None
+        if obey is None:
+            self._bad_orders.say("an order is not known, and is dropped: %.100r", name)
+        else:
+            obey(order)
 
     async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._stopping.set()

@@ -133,8 +133,7 @@ class Command(BaseCommand):
             await server.start()
         except (RedisError, OSError, TimeoutError) as error:
             raise CommandError(
-                f"Redis at {connections.address()} does not answer ({error or 'timeout'}): start it, or set "
-                "MEASE_REDIS_URL to one that runs."
+                f"The server cannot hear Redis at {connections.address()}: {connections.reason(error)}."
             ) from error
         self._write(_banner(registry, sockets) + "\n")
         # What has been loaded stays: the collector need not walk through all of Django again and again.
