@@ -31,7 +31,7 @@ LAYERS = [
 SERVER_LAYERS = [
     {"server.deflate"},
     {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
-    {"server.outbox", "server.listener"},
+    {"server.outbox", "server.listener", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},

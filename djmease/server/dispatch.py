@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
 from djmease.server.identity import Identity, identify, session_key_of
 from djmease.server.tasks import Tasks
+from djmease.server.watch import Watch
 from djmease.server.workers import Step, Workers, tidy_connections
 
 logger = logging.getLogger("djmease.server")
@@ -58,7 +60,7 @@ Result = TypeVar("Result")
 Select = Callable[[], ClientsList]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
@@ -185,12 +187,20 @@ class Dispatch:
         registry: Registry,
         clients: Clients,
         max_workers: int | None,
+        slow_callback_timeout: float,
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
-        self.workers = Workers(loop, clients.outbox, max_workers)
+        self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
         self.tasks = Tasks(loop, clients.outbox)
+        self.watch = Watch(
+            loop,
+            timeout=slow_callback_timeout,
+            queue=self.workers.queue,
+            ours=[function.__code__ for function in (Dispatch.admit, Dispatch.run, Dispatch.run_async)],
+        )
+        self._running = self.watch.running
         self.published = Waiting()
         """What waits for senders."""
         self.heard = Waiting()
@@ -311,8 +321,13 @@ class Dispatch:
         self.workers.run(job, then)
         return await future
 
+    def start(self) -> None:
+        """Begin to watch what runs."""
+        self.watch.start()
+
     def stop(self) -> None:
         """Begin nothing any more."""
+        self.watch.stop()
         self.workers.stop()
         self.tasks.stop()
 
@@ -406,17 +421,22 @@ class Dispatch:
     def admit(self, call: Call) -> bool:
         """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
         assert call.refuse is not None
+        started = time.monotonic()
+        self._running[call] = (started, threading.get_ident())
         try:
             refused = call.refuse()
         except BaseException as error:
             self._report(call, error)
             return False
+        finally:
+            self._ended(call, started)
         call.refuse = None
         return not refused
 
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
         started = time.monotonic()
+        self._running[call] = (started, threading.get_ident())
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         try:
@@ -426,6 +446,7 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
+        self._ended(call, started)
         self._trace(call, started)
 
     async def run_async(self, call: Call, then: Step) -> None:
@@ -434,15 +455,22 @@ class Dispatch:
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         try:
-            await call.callback(call.arguments)
+            awaited = call.callback(call.arguments)
+            self._running[call] = (started, awaited)
+            await awaited
         except BaseException as error:
             self._report(call, error)
+        self._ended(call, started)
         self._trace(call, started)
         if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
             self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
             await sync_to_async(tidy_connections)()
         then()
+
+    def _ended(self, call: Call, started: float) -> None:
+        if self._running.pop(call, None) is None:
+            self.watch.ended(call, started)  # It was found slow.
 
     def _report(self, call: Call, error: BaseException) -> None:
         self.errors += 1

@@ -38,5 +38,6 @@ def make_server(
         compression=settings.MEASE_COMPRESSION,
         ping_interval=settings.MEASE_PING_INTERVAL,
         ping_timeout=settings.MEASE_PING_TIMEOUT,
+        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
         revive=revive,
     )

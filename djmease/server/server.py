@@ -54,6 +54,7 @@ class Server:
         compression: bool,
         ping_interval: float,
         ping_timeout: float,
+        slow_callback_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -63,7 +64,13 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._open: set[Client] = set()
         self.clients = Clients(self._outbox)
-        self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
+        self._dispatch = Dispatch(
+            loop,
+            registry=registry,
+            clients=self.clients,
+            max_workers=max_workers,
+            slow_callback_timeout=slow_callback_timeout,
+        )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
         self._listener = connect and Listener(
@@ -102,6 +109,7 @@ class Server:
             for listening in self._sockets:
                 listening.close()
             raise
+        self._dispatch.start()
         self._pings.start()
         self._http.add_sockets(self._sockets)
 
