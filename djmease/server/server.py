@@ -132,6 +132,7 @@ class Server:
         self._http.stop()
         self._pings.stop()
         listening.cancel()
+        self._dispatch.hurry(STOP_TIMEOUT / 2)
         for client in tuple(self._open):
             client.close(1001, "the server stops")
         try:

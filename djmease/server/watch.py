@@ -112,6 +112,9 @@ class Watch:
         if self._thread.is_alive():
             self._thread.join(JOIN_TIMEOUT)
 
+    def is_running(self, call: Call) -> bool:
+        return call in self.running or call in self._slow
+
     def ended(self, call: Call, started: float) -> None:
         """Say that a call has ended which was found slow; any thread."""
         self._slow.pop(call, None)
