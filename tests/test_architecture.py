@@ -39,7 +39,7 @@ SERVER_LAYERS = [
         "server.health",
         "server.pulse",
     },
-    {"server.outbox", "server.listener", "server.limits", "server.neighbours"},
+    {"server.outbox", "server.listener", "server.limits", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch"},

@@ -21,7 +21,7 @@ def play(scenario: Scenario, *, count: int) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        workers = Workers(loop, Outbox(loop, limit=1000), count)
+        workers = Workers(loop, Outbox(loop, limit=1000), count, slow_after=10.0)
         try:
             async with asyncio.timeout(DEADLINE):
                 await scenario(workers)

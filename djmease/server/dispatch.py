@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
 from djmease.server.identity import Identity, identify, session_key_of
 from djmease.server.tasks import Tasks
+from djmease.server.watch import Watch
 from djmease.server.workers import Step, Workers, tidy_connections
 
 logger = logging.getLogger("djmease.server")
@@ -58,7 +60,7 @@ Result = TypeVar("Result")
 Select = Callable[[], ClientsList]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
@@ -92,10 +94,44 @@ class Waiting:
     """Bytes."""
 
 
+class Closing:
+    """The end of a client's lane: it is done once, in this lane or in the one that takes over from it."""
+
+    __slots__ = ("_begun", "_lock", "entries", "is_abandoned", "is_for_thread", "timer")
+
+    def __init__(self, entries: tuple[Call | Step, ...]) -> None:
+        self.entries = entries
+        """What goes last, in order: out of the list, the closers, and the client is forgotten."""
+        self.is_abandoned = False
+        self.is_for_thread = False
+        """Whether what is next waits for a thread, which may be long and is nobody's fault."""
+        self.timer: asyncio.TimerHandle | None = None
+        self._begun: Call | None = None
+        self._lock = threading.Lock()
+
+    def may_begin(self, call: Call) -> bool:
+        """Claim a call in a thread; from then on it is not given to another lane."""
+        with self._lock:
+            if not self.is_abandoned:
+                self._begun = call
+                self.is_for_thread = False
+            return not self.is_abandoned
+
+    def abandon(self, waiting: deque[Call | Step]) -> tuple[list[Call | Step], list[Call]] | None:
+        """Return what is left to do of ``waiting``, and what is not done; ``None`` where a closer waits its turn."""
+        with self._lock:
+            left = [entry for entry in waiting if entry is not self._begun]
+            rest = [entry for entry in left if entry in self.entries]
+            if self.is_for_thread and len(rest) == len(left):
+                return None
+            self.is_abandoned = True
+            return rest, [entry for entry in left if isinstance(entry, Call) and entry not in self.entries]
+
+
 class Lane:
     """What waits for one routing or one client, done in order, one thing at a time."""
 
-    __slots__ = ("_dispatch", "_entries", "_is_running", "_taken", "_waiting", "about", "pause", "size")
+    __slots__ = ("_dispatch", "_entries", "_is_running", "_taken", "_waiting", "about", "closing", "pause", "size")
 
     def __init__(self, dispatch: Dispatch, about: str | Client, waiting: Waiting) -> None:
         self._dispatch = dispatch
@@ -110,6 +146,8 @@ class Lane:
         """Bytes that a thread has taken, and that the loop has still to count as gone."""
         self.pause: asyncio.TimerHandle | None = None
         """While the client is not read: when it is given up."""
+        self.closing: Closing | None = None
+        """Of a client that has gone."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,7 +164,24 @@ class Lane:
             self._is_running = True
             self._advance()
 
+    @property
+    def is_abandoned(self) -> bool:
+        return self.closing is not None and self.closing.is_abandoned
+
+    def take_over(self) -> tuple[list[Call | Step], list[Call]] | None:
+        """Give up what hangs, and return what ``abandon`` does; on the loop only."""
+        assert self.closing is not None
+        found = self.closing.abandon(self._entries)
+        if found is not None:
+            # The thread that hangs has the old deque in its hands, and finds there that it shall not go on.
+            self._entries = _NO_ENTRIES
+            self._release(self.size)
+        return found
+
     def _advance(self) -> None:
+        if self.is_abandoned:
+            self._dispatch.returned()
+            return
         if self._taken:
             self._release(self._taken)
             self._taken = 0
@@ -140,10 +195,14 @@ class Lane:
             elif not head.needs_thread:
                 self._entries.popleft()
                 self._release(head.size)
+                if self.closing is not None:
+                    self.closing.is_for_thread = False
                 self._dispatch.tasks.run(self._dispatch.run_async(head, self._advance))
                 return
             else:
                 is_closer = head.callback.kind == "closer"
+                if self.closing is not None:
+                    self.closing.is_for_thread = True
                 self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
                 return
         # An empty deque is more than all else that a lane is, and most lanes wait for nothing most of the time.
@@ -161,9 +220,12 @@ class Lane:
         tidy_connections()
         entries = self._entries
         while entries and isinstance(head := entries[0], Call) and head.needs_thread:
+            # Read behind the head: closers come into a lane after this is set.
+            if (closing := self.closing) is not None and not closing.may_begin(head):
+                break
             if head.refuse is None or Context().run(self._dispatch.admit, head):
-                if head.callback.is_async:
-                    break  # It may run now, and the loop is where.
+                if head.callback.is_async or self.is_abandoned:
+                    break  # It may run now, and the loop is where; or closers have run while that was asked.
                 Context().run(self._dispatch.run, head)
             entries.popleft()
             self._taken += head.size
@@ -185,18 +247,30 @@ class Dispatch:
         registry: Registry,
         clients: Clients,
         max_workers: int | None,
+        slow_callback_timeout: float,
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
-        self.workers = Workers(loop, clients.outbox, max_workers)
+        self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
         self.tasks = Tasks(loop, clients.outbox)
+        self.watch = Watch(
+            loop,
+            timeout=slow_callback_timeout,
+            queue=self.workers.queue,
+            ours=[function.__code__ for function in (Dispatch.admit, Dispatch.run, Dispatch.run_async)],
+        )
+        self._running = self.watch.running
         self.published = Waiting()
         """What waits for senders."""
         self.heard = Waiting()
         """What waits for receivers, openers and closers."""
         self._routings: dict[str, Lane] = {}
         self._client_lanes: dict[Client, Lane] = {}
+        self._abandoned = 0
+        """Lanes of clients whose closers did not wait for what hangs in there."""
+        self._patience = slow_callback_timeout
+        """Seconds that closers wait for other callbacks of their client."""
         self._tidy_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -204,6 +278,7 @@ class Dispatch:
         self._strangers = Complaints(logger)
         self._drops = Complaints(logger, logging.ERROR)
         self._overrun = Complaints(logger)
+        self._overtakings = Complaints(logger)
         self.errors = 0
         """Callbacks that raised."""
         self.refused = 0
@@ -214,6 +289,8 @@ class Dispatch:
         """Messages that found too much waiting already."""
         self.given_up = 0
         """Clients whose receivers did not keep up with them for too long."""
+        self.overtaken = 0
+        """Calls that were dropped, because something before them hung and their client had gone."""
 
     # What happens
 
@@ -273,12 +350,19 @@ class Dispatch:
             lane.pause.cancel()
             lane.pause = None
         calls = self._calls(self._registry.closers, client)
-        lane.put(
+        entries: tuple[Call | Step, ...] = (
             lambda: self._clients.discard(client),
             *calls,
             lambda: self._forget_client(client),
-            size=CALL_SIZE * len(calls),
         )
+        self._close(lane, client, entries)
+
+    def hurry(self, seconds: float) -> None:
+        """Let closers wait no longer than so many seconds from now on."""
+        self._patience = min(self._patience, seconds)
+        for client, lane in self._client_lanes.items():
+            if lane.closing is not None:
+                self._wait_for(lane, lane.closing, client)
 
     async def identify(self, request: HTTPServerRequest) -> Identity:
         """Read the session of a handshake in a thread, where there is one to read."""
@@ -311,8 +395,13 @@ class Dispatch:
         self.workers.run(job, then)
         return await future
 
+    def start(self) -> None:
+        """Begin to watch what runs."""
+        self.watch.start()
+
     def stop(self) -> None:
         """Begin nothing any more."""
+        self.watch.stop()
         self.workers.stop()
         self.tasks.stop()
 
@@ -381,12 +470,50 @@ class Dispatch:
             meant = f"; did you mean {closest!r}?" if closest else ""
             self._strangers.say("client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant)
 
+    def _close(self, lane: Lane, client: Client, entries: tuple[Call | Step, ...]) -> None:
+        closing = lane.closing = Closing(entries)
+        lane.put(*entries, size=CALL_SIZE * sum(isinstance(entry, Call) for entry in entries))
+        if client in self._client_lanes:
+            self._wait_for(lane, closing, client)
+
+    def _wait_for(self, lane: Lane, closing: Closing, client: Client) -> None:
+        if closing.timer is not None:
+            closing.timer.cancel()
+        closing.timer = self.loop.call_later(self._patience, self._overtake, lane, closing, client)
+
+    def _overtake(self, lane: Lane, closing: Closing, client: Client) -> None:
+        """Do in a new lane what is left for a client that has gone, since something hangs in its lane."""
+        found = lane.take_over()
+        if found is None:
+            self._wait_for(lane, closing, client)
+            return
+        rest, calls = found
+        dropped = sum(not self.watch.is_running(call) for call in calls)
+        self._abandoned += 1
+        self.overtaken += dropped
+        self._overtakings.say(
+            "the closers of client %s wait no longer for a callback of it that has not returned; %d calls behind that "
+            "are dropped (%d so far)",
+            client.id,
+            dropped,
+            self.overtaken,
+        )
+        successor = self._client_lanes[client] = self._lane(client, self.heard)
+        self._close(successor, client, tuple(rest))
+
+    def returned(self) -> None:
+        """Note that something has returned whose client's closers did not wait for it."""
+        self._abandoned -= 1
+        self._settle()
+
     def _forget_client(self, client: Client) -> None:
-        del self._client_lanes[client]
+        closing = self._client_lanes.pop(client).closing
+        if closing is not None and closing.timer is not None:
+            closing.timer.cancel()
         self._settle()
 
     def _settle(self) -> None:
-        if not self._routings and not self._client_lanes:
+        if not self._routings and not self._client_lanes and not self._abandoned:
             self._idle.set()
 
     def _drop(self, message: Message, waiting: int, where: str) -> None:
@@ -406,17 +533,22 @@ class Dispatch:
     def admit(self, call: Call) -> bool:
         """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
         assert call.refuse is not None
+        started = time.monotonic()
+        self._running[call] = (started, threading.get_ident())
         try:
             refused = call.refuse()
         except BaseException as error:
             self._report(call, error)
             return False
+        finally:
+            self._ended(call, started)
         call.refuse = None
         return not refused
 
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
         started = time.monotonic()
+        self._running[call] = (started, threading.get_ident())
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         try:
@@ -426,6 +558,7 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
+        self._ended(call, started)
         self._trace(call, started)
 
     async def run_async(self, call: Call, then: Step) -> None:
@@ -434,15 +567,22 @@ class Dispatch:
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         try:
-            await call.callback(call.arguments)
+            awaited = call.callback(call.arguments)
+            self._running[call] = (started, awaited)
+            await awaited
         except BaseException as error:
             self._report(call, error)
+        self._ended(call, started)
         self._trace(call, started)
         if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
             self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
             await sync_to_async(tidy_connections)()
         then()
+
+    def _ended(self, call: Call, started: float) -> None:
+        if self._running.pop(call, None) is None:
+            self.watch.ended(call, started)  # It was found slow.
 
     def _report(self, call: Call, error: BaseException) -> None:
         self.errors += 1

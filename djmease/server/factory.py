@@ -58,6 +58,7 @@ def make_server(
         max_header_size=settings.MEASE_MAX_HEADER_SIZE,
         handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
+        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
         revive=revive,
     )
 

@@ -69,6 +69,7 @@ class Server:
         max_header_size: int,
         handshake_timeout: float,
         drain_timeout: float,
+        slow_callback_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -79,7 +80,13 @@ class Server:
         self._limits = limits
         self._drain_timeout = drain_timeout
         self.clients = Clients(self._outbox)
-        self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
+        self._dispatch = Dispatch(
+            loop,
+            registry=registry,
+            clients=self.clients,
+            max_workers=max_workers,
+            slow_callback_timeout=slow_callback_timeout,
+        )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
         self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
@@ -140,6 +147,7 @@ class Server:
             for listening in self._sockets:
                 listening.close()
             raise
+        self._dispatch.start()
         self._pings.start()
         self._http.add_sockets(self._sockets)
 
@@ -188,6 +196,7 @@ class Server:
         listening.cancel()
         for client in tuple(self._limits.clients.values()):
             client.close(*RESTART)
+        self._dispatch.hurry(self._drain_timeout / 2)
         await self._wait_for_callbacks()
         self._dispatch.stop()
         # Those too whose clients have gone, but who are waited for to read why.

@@ -16,7 +16,9 @@ from django.db import close_old_connections, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from djmease.server.complaints import Complaints
 from djmease.server.outbox import Outbox
+from djmease.server.watch import Queue
 
 logger = logging.getLogger("djmease.server")
 
@@ -24,10 +26,13 @@ PATIENCE = 0.001
 """Seconds that a job waits for a thread which is awake, before another is woken."""
 MAX_LOOK_INTERVAL = 0.01
 """Seconds between two looks at what running callbacks have written, at most."""
+MAX_ABANDONED = 32
+"""Threads with closers that hang, beside those of the setting."""
 
 Step = Callable[[], object]
 Job = tuple[Step, Step]
 """What to do in a thread, and what to do on the loop behind it."""
+Bell = SimpleQueue[bool]
 
 
 class Workers:
@@ -35,12 +40,14 @@ class Workers:
 
     Jobs that are short are done one after another by one thread: each thread more would cost more in handing the
     interpreter to and fro than it does. One more is woken when a job has waited for a millisecond. The last thread is
-    kept for closers, so that busy callbacks cannot hold them up.
+    kept for closers, so that busy callbacks cannot hold them up; one whose closer hangs is replaced.
 
     What a job writes does not wake the loop. The end of the job does, and while it runs the loop looks now and then.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, count: int | None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, outbox: Outbox, count: int | None, *, slow_after: float
+    ) -> None:
         self._loop = loop
         self._outbox = outbox
         self._limit = max(1, (count or min(32, (os.cpu_count() or 1) + 4)) - 1)
@@ -49,8 +56,8 @@ class Workers:
         self._closers: deque[Job] = deque()
         self._done: deque[Step] = deque()
         self._is_told = False
-        self._bell: SimpleQueue[bool] = SimpleQueue()
-        self._kept_bell: SimpleQueue[bool] = SimpleQueue()
+        self._bell: Bell = SimpleQueue()
+        self._kept_bell: Bell = SimpleQueue()
         self._threads = 0
         self._awake = 0
         self._has_kept = False
@@ -59,6 +66,16 @@ class Workers:
         """When a thread last took a job, in the time of the loop."""
         self._timer: asyncio.TimerHandle | None = None
         self._interval = PATIENCE
+        self._slow_after = slow_after
+        self._taken = 0
+        self._kept_at = 0.0
+        """When the kept thread took what it does."""
+        self._abandoned = 0
+        self._too_many = Complaints(logger, logging.ERROR)
+
+    def queue(self) -> Queue:
+        """Tell what waits for threads that are not the kept one."""
+        return Queue(self._taken, len(self._jobs), self._limit)
 
     def run(self, job: Step, then: Step, *, is_closer: bool = False) -> None:
         """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. Neither may raise."""
@@ -73,6 +90,7 @@ class Workers:
         """Let the threads end behind what they are doing; nobody waits for them."""
         for _ in range(self._threads):
             self._bell.put(False)
+        # Those with closers that hang were told when they were abandoned.
         self._kept_bell.put(False)
         if self._timer is not None:
             self._timer.cancel()
@@ -88,17 +106,33 @@ class Workers:
             self._awake += 1
             if self._awake > self._threads:
                 self._threads += 1
-                self._start(is_kept=False)
+                self._start(self._bell)
             self._bell.put(True)
         elif self._closers and not self._is_kept_awake:
             self._is_kept_awake = True
             if not self._has_kept:
                 self._has_kept = True
-                self._start(is_kept=True)
+                self._start(self._kept_bell)
             self._kept_bell.put(True)
 
-    def _start(self, *, is_kept: bool) -> None:
-        threading.Thread(target=self._work, args=(is_kept,), name="djmease-worker", daemon=True).start()
+    def _start(self, bell: Bell) -> None:
+        threading.Thread(target=self._work, args=(bell,), name="djmease-worker", daemon=True).start()
+
+    def _replace_kept(self) -> None:
+        """Leave the kept thread to a closer that hangs, with the lock held; it ends when that returns."""
+        if not self._is_kept_awake or time.monotonic() - self._kept_at <= self._slow_after:
+            return
+        if self._abandoned >= MAX_ABANDONED:
+            self._too_many.say(
+                "%d closers hang, each in a thread of its own; %d more wait until one returns",
+                self._abandoned,
+                len(self._closers),
+            )
+            return
+        self._abandoned += 1
+        self._kept_bell.put(False)
+        self._kept_bell = SimpleQueue()
+        self._has_kept = self._is_kept_awake = False
 
     def _look_in(self, seconds: float) -> None:
         if self._timer is not None:
@@ -111,6 +145,8 @@ class Workers:
         self._timer = None
         with self._lock:
             is_waited_for = bool(self._jobs or self._closers)
+            if self._closers:
+                self._replace_kept()
             if is_waited_for and self._is_late:
                 self._wake_one()
             is_busy = self._awake > 0 or self._is_kept_awake
@@ -131,12 +167,11 @@ class Workers:
 
     # In the threads
 
-    def _work(self, is_kept: bool) -> None:
-        bell = self._kept_bell if is_kept else self._bell
+    def _work(self, bell: Bell) -> None:
         self._outbox.quiet_threads.add(threading.get_ident())
         try:
             while bell.get():
-                while (entry := self._take(is_kept)) is not None:
+                while (entry := self._take(bell)) is not None:
                     job, then = entry
                     job()
                     self._tell(then)
@@ -148,13 +183,20 @@ class Workers:
                 # A database in memory closes only by the base class's method; this thread has no more use for any.
                 BaseDatabaseWrapper.close(connection)
 
-    def _take(self, is_kept: bool) -> Job | None:
+    def _take(self, bell: Bell) -> Job | None:
         with self._lock:
+            is_kept = bell is not self._bell
+            if is_kept and bell is not self._kept_bell:
+                self._abandoned -= 1  # Its closer has returned after all.
+                return None
             # A closer goes first: what it frees, others wait for.
             jobs = self._closers if self._closers or is_kept else self._jobs
             if jobs:
-                if not is_kept:
+                if is_kept:
+                    self._kept_at = time.monotonic()
+                else:
                     self._taken_at = time.monotonic()
+                    self._taken += jobs is self._jobs
                 return jobs.popleft()
             if is_kept:
                 self._is_kept_awake = False
