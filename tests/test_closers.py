@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import djmease
-from djmease.server import server as server_module
 from djmease.server import workers as workers_module
 from tests.support import DEADLINE, HANDSHAKE, LiveServer, eventually, masked_frame
 
@@ -261,9 +260,8 @@ def test_a_server_that_stops_while_callbacks_hang_runs_the_closers_and_ends_in_t
     settings: Any,
     may_end: threading.Event,
     log_of: Log,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.6)
+    settings.MEASE_DRAIN_TIMEOUT = 0.6
     settings.MEASE_SLOW_CALLBACK_TIMEOUT = 1000
     events: list[str] = []
 
@@ -282,7 +280,7 @@ def test_a_server_that_stops_while_callbacks_hang_runs_the_closers_and_ends_in_t
     staying.send("staying")
     eventually(lambda: len(events) == 2)
     gone.close()
-    eventually(lambda: server.call(lambda: len(server.server._open) == 1))
+    eventually(lambda: server.call(lambda: len(server.server._limits.clients) == 1))
     server.stop()
     assert sorted(events) == ["closed", "closed", "gone", "staying"]
     assert any("callbacks still run" in line for line in log_of())

@@ -144,7 +144,7 @@ def test_addresses_are_counted_but_for_those_of_this_machine_where_a_proxy_stand
     counted.enter(Somebody("1", address="192.0.2.1"))
     counted.enter(Somebody("2", address="127.0.0.1"))
     refusal = counted.refusal("192.0.2.1", None)
-    assert refusal is not None and refusal.status == 429 and "MEASE_TRUSTED_PROXIES" in refusal.reason
+    assert refusal is not None and refusal.status == 429 and "MEASE_MAX_CONNECTIONS_PER_ADDRESS" in refusal.reason
     assert counted.refusal("192.0.2.2", None) is None
     assert counted.refusal("127.0.0.1", None) is None
 
