@@ -29,8 +29,9 @@ LAYERS = [
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate"},
-    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
+    {"server.deflate", "server.complaints"},
+    {"server.tls"},
+    {"server.protocol", "server.readers", "server.identity", "server.processes"},
     {"server.outbox", "server.listener"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},

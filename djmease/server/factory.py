@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 from django.conf import settings
@@ -19,8 +20,9 @@ def make_server(
     *,
     revive: Callable[[], Awaitable[None]] | None = None,
     hears_redis: bool = True,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> Server:
-    """Make a server on sockets that listen, as the settings want it; on its event loop."""
+    """Make a server on sockets that listen, as the settings want it; on its event loop. With a context it talks TLS."""
     gate = Gate(
         allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
         allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],
@@ -39,4 +41,5 @@ def make_server(
         ping_interval=settings.MEASE_PING_INTERVAL,
         ping_timeout=settings.MEASE_PING_TIMEOUT,
         revive=revive,
+        ssl_context=ssl_context,
     )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Server:
         ping_interval: float,
         ping_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._sockets = sockets
@@ -83,6 +85,7 @@ class Server:
         )
         self._http = HTTPServer(
             application,
+            ssl_options=ssl_context,
             max_header_size=MAX_HEADER_SIZE,
             max_body_size=0,
             max_buffer_size=2 * MAX_HEADER_SIZE + max_message_size,
