@@ -407,7 +407,7 @@ def test_what_comes_while_reading_is_paused_is_read_later(start_tls: StartServer
 def test_the_other_sides_acknowledgements_are_seen_through_the_ciphering(
     start_tls: StartServer, trust: ssl.SSLContext
 ) -> None:
-    """Small records weigh more ciphered than plain; that must not make a client that reads look like one that is gone."""
+    """Small records weigh more ciphered than plain, which must not make who reads look like one that is gone."""
     server = start_tls()
     with RawClient(server, trust, receive_buffer=4096) as client:
         connection = connection_of(server)

@@ -38,6 +38,8 @@ class TLSSocket(ssl.SSLSocket):
     """
 
     context: TLSContext
+    peer = "a Unix socket"
+    """Who is at the other end; the kernel does not know any more once it is gone."""
 
     def recv(self, size: int = RECORD_SIZE, flags: int = 0) -> bytes:
         """Return the next record, even where it is longer than ``size``; nothing deciphered is left behind."""
@@ -92,7 +94,7 @@ class TLSSocket(ssl.SSLSocket):
             raise
         except OSError as error:
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-                self.context.complain(self, error)
+                self.context.complaints.say("no TLS with %s: %s", self.peer, error.reason or error)
             raise_end(error)
 
     def shutdown(self, how: int) -> None:
@@ -126,21 +128,18 @@ class TLSContext(ssl.SSLContext):
     sslsocket_class = TLSSocket
     complaints: Complaints
 
-    def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+    def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> TLSSocket:
         """Wrap a connection; one that is gone already is an end, which Tornado closes without a word."""
         try:
             # Asked before it is wrapped: what fails within would leave a socket that nobody closes.
-            sock.getpeername()
-            return super().wrap_socket(sock, *arguments, **options)
+            address = sock.getpeername()
+            wrapped = super().wrap_socket(sock, *arguments, **options)
         except OSError as error:
             raise_end(error)
-
-    def complain(self, sock: TLSSocket, error: ssl.SSLError) -> None:
-        try:
-            peer = sock.getpeername()[0]
-        except OSError:
-            peer = "a client that has gone"
-        self.complaints.say("no TLS with %s: %s", peer, error.reason or error)
+        assert isinstance(wrapped, TLSSocket)
+        if address and isinstance(address, tuple):
+            wrapped.peer = address[0]
+        return wrapped
 
 
 def raise_end(error: OSError) -> NoReturn:
