@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -39,8 +40,8 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", timeou
 class LiveServer(live.LiveServer):
     """The package's own live server, here with a real Redis, and with clients of the ``websockets`` library."""
 
-    def __init__(self) -> None:
-        super().__init__(hears_redis=True)
+    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        super().__init__(hears_redis=True, ssl_context=ssl_context)
         self._connections = ExitStack()
 
     def stop(self) -> None:

@@ -29,12 +29,12 @@ LAYERS = [
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate"},
+    {"server.deflate", "server.complaints"},
+    {"server.tls"},
     {
         "server.protocol",
         "server.readers",
         "server.identity",
-        "server.complaints",
         "server.processes",
         "server.health",
         "server.pulse",

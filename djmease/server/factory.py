@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 from django.conf import settings
@@ -25,8 +26,9 @@ def make_server(
     *,
     revive: Callable[[], Awaitable[None]] | None = None,
     hears_redis: bool = True,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> Server:
-    """Make a server on sockets that listen, as the settings want it; on its event loop."""
+    """Make a server on sockets that listen, as the settings want it; on its event loop. With a context it talks TLS."""
     gate = Gate(
         allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
         allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],
@@ -60,6 +62,7 @@ def make_server(
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
         slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
         revive=revive,
+        ssl_context=ssl_context,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -22,7 +23,8 @@ Result = TypeVar("Result")
 class LiveServer:
     """A real server on a free port of 127.0.0.1, by the settings and decorators of the moment in which it starts."""
 
-    def __init__(self, *, hears_redis: bool = False) -> None:
+    def __init__(self, *, hears_redis: bool = False, ssl_context: ssl.SSLContext | None = None) -> None:
+        self._ssl_context = ssl_context
         self._hears_redis = hears_redis
         self.server: Server
         self.loop: asyncio.AbstractEventLoop
@@ -34,7 +36,7 @@ class LiveServer:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        return f"{'wss' if self._ssl_context else 'ws'}://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
         """Return when it serves, or raise why it does not."""
@@ -79,7 +81,9 @@ class LiveServer:
         with closing(bind_sockets(0, "127.0.0.1")[0]) as listening:
             self.port = listening.getsockname()[1]
             self.loop = asyncio.get_running_loop()
-            self.server = make_server(loader.load().registry, [listening], hears_redis=self._hears_redis)
+            self.server = make_server(
+                loader.load().registry, [listening], hears_redis=self._hears_redis, ssl_context=self._ssl_context
+            )
             await self.server.start()
             self._serves = True
             self._ready.set()

@@ -26,6 +26,7 @@ from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
 
 from djmease.server.deflate import InflateError, TooLongError, inflated, negotiate
+from djmease.server.tls import TLSSocket
 
 logger = logging.getLogger("djmease.server")
 
@@ -352,6 +353,9 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             return b""
         sock, early = stream.socket, bytes(stream._read_buffer[: stream._read_buffer_size])
         unsent = bytes(stream._write_buffer.peek(len(stream._write_buffer))) if stream.writing() else b""
+        if isinstance(sock, TLSSocket) and sock.pending():
+            # Tornado may have read a part of a record; the kernel does not tell of the rest.
+            early += sock.recv()
         if stream._state is not None:
             stream.io_loop.remove_handler(sock)
             stream._state = None
@@ -494,7 +498,12 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         return sum(map(len, self.waiting)) + len(self.backlog) + self._queued()
 
     def delivered(self) -> int:
-        """Return how many bytes the client's side has acknowledged in all."""
+        """Return how many bytes the client's side has acknowledged in all; with TLS, of those that were ciphered."""
+        if isinstance(self._socket, TLSSocket):
+            # What is sent is less than what is queued for it, so that their difference may fall while more arrives.
+            acknowledged = self._socket.acknowledged()
+            if acknowledged is not None:
+                return acknowledged
         return self.sent - self._queued()
 
     def _queued(self) -> int:

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ class Server:
         drain_timeout: float,
         slow_callback_timeout: float,
         revive: Callable[[], Awaitable[None]] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._sockets = sockets
@@ -127,6 +129,7 @@ class Server:
         )
         self._http = _HTTPServer(
             application,
+            ssl_options=ssl_context,
             max_header_size=max_header_size,
             max_body_size=0,
             max_buffer_size=2 * max_header_size + max_message_size,

@@ -35,6 +35,9 @@ from djmease.server.processes import (
     watch_code,
 )
 from djmease.server.server import Server
+from djmease.server.tls import CertificateError, TLSContext, make_context, reload
+
+logger = logging.getLogger("djmease.server")
 
 BACKLOG = 4096
 LOGGERS = ("server", "listener", "publishing", "traffic")
@@ -54,6 +57,12 @@ class Command(BaseCommand):
         )
         where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket")
         where.add_argument("--fd", type=int, metavar="N", help="listen on a socket that is open already, as number N")
+        parser.add_argument(
+            "--certificate", metavar="PATH", help="serve wss:// with this certificate (PEM, its chain too)"
+        )
+        parser.add_argument(
+            "--key", metavar="PATH", help="the certificate's private key, if it is not in the same file"
+        )
         parser.add_argument("--noreload", action="store_true", help="do not restart when code changes (DEBUG does)")
         parser.add_argument(
             "--with-site",
@@ -74,13 +83,14 @@ class Command(BaseCommand):
 
     def _run(self, options: dict[str, Any]) -> int:
         may_reload = settings.DEBUG and not options["noreload"]
+        ssl_context = _ssl_context(options)
         # Until the event loop takes the signal over: what has been started ends with us.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with ExitStack() as stack:
             revive = self._share_embedded(stack)
             if (may_reload or options["with_site"]) and not is_child():
                 return asyncio.run(self._supervise(options))
-            return asyncio.run(self._serve(options, revive, may_reload=may_reload))
+            return asyncio.run(self._serve(options, revive, ssl_context, may_reload=may_reload))
 
     def _share_embedded(self, stack: ExitStack) -> Callable[[], Awaitable[None]] | None:
         """Hold a share in the embedded Valkey for as long as this process lives, through all reloads of its child."""
@@ -110,11 +120,16 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     async def _serve(
-        self, options: dict[str, Any], revive: Callable[[], Awaitable[None]] | None, *, may_reload: bool
+        self,
+        options: dict[str, Any],
+        revive: Callable[[], Awaitable[None]] | None,
+        ssl_context: TLSContext | None,
+        *,
+        may_reload: bool,
     ) -> int:
         registry = _load_registry()
         sockets = _bind(options)
-        server = make_server(registry, sockets, revive=revive)
+        server = make_server(registry, sockets, revive=revive, ssl_context=ssl_context)
         exit_code = 0
 
         loop = asyncio.get_running_loop()
@@ -129,13 +144,15 @@ class Command(BaseCommand):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.drain)
+        if ssl_context is not None:
+            loop.add_signal_handler(signal.SIGHUP, _renew_certificate, ssl_context, options)
         try:
             await server.start()
         except (RedisError, OSError, TimeoutError) as error:
             raise CommandError(
                 f"The server cannot hear Redis at {connections.address()}: {connections.reason(error)}."
             ) from error
-        self._write(_banner(registry, sockets) + "\n")
+        self._write(_banner(registry, sockets, "ws" if ssl_context is None else "wss") + "\n")
         # What has been loaded stays: the collector need not walk through all of Django again and again.
         gc.collect()
         gc.freeze()
@@ -171,6 +188,30 @@ def _load_registry() -> Registry:
     if errors:
         raise CommandError("\n".join(f"{fault.message} {fault.hint} ({fault.id})" for fault in errors))
     return loader.load().registry
+
+
+def _ssl_context(options: dict[str, Any]) -> TLSContext | None:
+    if not options["certificate"]:
+        if options["key"]:
+            raise CommandError("--key goes with --certificate: name the certificate's file too.")
+        return None
+    if options["unix"]:
+        raise CommandError(
+            "--certificate does not go with --unix: who connects there is on this machine; leave one out."
+        )
+    try:
+        return make_context(options["certificate"], options["key"])
+    except CertificateError as error:
+        raise CommandError(str(error)) from error
+
+
+def _renew_certificate(context: TLSContext, options: dict[str, Any]) -> None:
+    try:
+        reload(context, options["certificate"], options["key"])
+    except CertificateError as error:
+        logger.error("the old certificate is kept: %s", error)
+    else:
+        logger.info("new connections get the certificate that is in %s now", options["certificate"])
 
 
 def _bind(options: dict[str, Any]) -> list[socket.socket]:
@@ -225,20 +266,20 @@ def _inherited(number: int) -> socket.socket:
     return inherited
 
 
-def _banner(registry: Registry, sockets: list[socket.socket]) -> str:
+def _banner(registry: Registry, sockets: list[socket.socket], scheme: str) -> str:
     redis = connections.address()
     return banner(
         registry=registry,
         settings_module=os.environ.get("DJANGO_SETTINGS_MODULE", "settings.configure()"),
-        addresses=[_address_of(listening) for listening in sockets],
+        addresses=[_address_of(listening, scheme) for listening in sockets],
         redis=f"{redis} (embedded Valkey)" if connections.is_embedded() else redis,
     )
 
 
-def _address_of(listening: socket.socket) -> str:
+def _address_of(listening: socket.socket, scheme: str) -> str:
     name = listening.getsockname()
     path = settings.MEASE_PATH or "/"
     if listening.family == socket.AF_UNIX:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
-    return f"ws://{host}:{name[1]}{path}"
+    return f"{scheme}://{host}:{name[1]}{path}"
