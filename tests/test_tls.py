@@ -481,11 +481,13 @@ def test_the_other_sides_acknowledgements_are_seen_through_the_ciphering(
         frame = b"\x82\x01x"
 
         def fill() -> int:
+            before = connection.delivered()
             while not connection.backlog:
                 connection.transmit(frame)
-            return connection.delivered()
+            return before
 
-        server.call(fill)
+        before = server.call(fill)
+        eventually(lambda: server.call(connection.delivered) > before)
         settled: list[int] = [-1]
 
         def has_settled() -> bool:
