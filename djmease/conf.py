@@ -38,8 +38,18 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     # Seconds over which clients are sent away when the server is asked to stop.
     DRAIN_TIMEOUT = 10
 
-    # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS.
+    # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS; '*' is any.
     ALLOWED_ORIGINS: list[str] = []
+    # Refuse handshakes without an Origin, which no browser sends.
+    REQUIRE_ORIGIN = False
+    # Refuse who is not logged in, with 401.
+    LOGIN_REQUIRED = False
+    # Who is asked, in this order, whose a handshake is: dotted paths of functions that take the request.
+    AUTHENTICATORS = ["djmease.authenticators.session", "djmease.authenticators.ticket"]
+    # Seconds after which a user and its session are read again at the latest.
+    RECHECK_INTERVAL = 60
+    # Addresses or networks whose forwarded headers are believed; 'unix' is who comes by a Unix socket.
+    TRUSTED_PROXIES: list[str] = []
 
     # Threads for def callbacks; unset as many as ThreadPoolExecutor would take.
     MAX_WORKERS: int | None = None

@@ -78,7 +78,8 @@ class Limits(Generic[Client]):
             return self._refuse(
                 "address",
                 429,
-                f"{address} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS; if it is a proxy, raise that",
+                f"{address} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS; if it is a proxy, name it in "
+                "MEASE_TRUSTED_PROXIES",
             )
         if user_key is not None and len(self._users.get(user_key, ())) >= self._per_user:
             return self._refuse("user", 429, "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER")
