@@ -111,6 +111,11 @@ def channel_prefix() -> str:
     return f"{settings.MEASE_KEY_PREFIX}:"
 
 
+def ticket_prefix() -> str:
+    """Return what stands before a ticket's id in the name of the key that says it was used."""
+    return f"{settings.MEASE_KEY_PREFIX}.ticket."
+
+
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
     ours = _options(Retry(NoBackoff(), 0))
     if home is not None:

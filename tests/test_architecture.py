@@ -21,16 +21,16 @@ PACKAGE = ROOT / "djmease"
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
     {"conf", "types"},
-    {"registry", "messages", "embedded"},
+    {"registry", "messages", "embedded", "identities"},
     {"connections", "loader"},
-    {"publishing", "senders"},
-    {"receivers"},
+    {"publishing", "senders", "tickets"},
+    {"receivers", "authenticators", "views"},
     {"checks", "test", "__init__"},
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
     {"server.deflate"},
-    {"server.protocol", "server.readers", "server.identity", "server.complaints", "server.processes"},
+    {"server.protocol", "server.readers", "server.identity", "server.proxies", "server.complaints", "server.processes"},
     {"server.outbox", "server.listener"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
@@ -39,9 +39,13 @@ SERVER_LAYERS = [
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types"}
-"""What the server may know of the left side: values, no settings and no Redis."""
-READS_SETTINGS = {"server.factory": {"connections"}, "server.live": {"loader"}, "server.banner": {"__init__"}}
+PLAIN = {"registry", "messages", "types", "identities"}
+"""What the server may know of the left side: values, no settings of ours and no Redis."""
+READS_SETTINGS = {
+    "server.factory": {"authenticators", "connections", "loader"},
+    "server.live": {"loader"},
+    "server.banner": {"__init__"},
+}
 """Where the server is put together, more."""
 
 

@@ -14,15 +14,17 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
+from djmease.identities import Identity
 from djmease.registry import Registry
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
-from djmease.server.identity import Identity
+from djmease.server.identity import Authentication
 from djmease.server.listener import Listener
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
+from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
 logger = logging.getLogger("djmease.server")
@@ -46,7 +48,9 @@ class Server:
         sockets: Sequence[socket.socket],
         connect: Callable[[], Connection] | None,
         channel_prefix: str,
-        refuse: Callable[[HTTPServerRequest], str | None],
+        refuse: Callable[[HTTPServerRequest, str | None], str | None],
+        proxies: Proxies,
+        authentication: Authentication,
         path: str | None,
         max_workers: int | None,
         max_message_size: int,
@@ -63,7 +67,9 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._open: set[Client] = set()
         self.clients = Clients(self._outbox)
-        self._dispatch = Dispatch(loop, registry=registry, clients=self.clients, max_workers=max_workers)
+        self._dispatch = Dispatch(
+            loop, registry=registry, clients=self.clients, max_workers=max_workers, authentication=authentication
+        )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
         self._listener = connect and Listener(
@@ -74,6 +80,7 @@ class Server:
             "outbox": self._outbox,
             "readers": self._readers,
             "refuse": refuse,
+            "proxies": proxies,
             "complaints": Complaints(logger),
             "max_message_size": max_message_size,
             "may_deflate": compression,
