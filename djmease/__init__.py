@@ -5,6 +5,7 @@ from __future__ import annotations
 from djmease.messages import Message
 from djmease.publishing import PublishError, UnknownRouting, apublish, publish
 from djmease.registry import closer, opener, receiver, sender
+from djmease.tickets import issue_ticket
 from djmease.types import Client, ClientsList
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "UnknownRouting",
     "apublish",
     "closer",
+    "issue_ticket",
     "opener",
     "publish",
     "receiver",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
@@ -16,6 +17,8 @@ from django.core.exceptions import ImproperlyConfigured
 from djmease import connections, embedded, loader
 from djmease.conf import MeaseConf
 from djmease.loader import Fault
+
+ANY_ORIGIN = "*"
 
 Rule = tuple[str, Callable[[Any], bool], str]
 """A setting, what it must satisfy, and that in words."""
@@ -28,30 +31,44 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Warn, with ``check --deploy``, of what serves a laptop and not a site."""
+    return [*_redis_warnings(), *_origin_warnings()]
+
+
+def _redis_warnings() -> Iterator[CheckMessage]:
     url = settings.MEASE_REDIS_URL
     # Not a fault at other times: test runners switch DEBUG off, and the server and publish() say it where it matters.
     if url is None and not settings.DEBUG:
-        return [
-            CheckWarning(
-                "MEASE_REDIS_URL is not set, and DEBUG is off: nothing can be published.",
-                hint=_REDIS_HINT,
-                id="djmease.W005",
-            )
-        ]
-    if url not in (None, embedded.EMBEDDED_URL):
-        return []
-    return [
-        CheckWarning(
+        yield CheckWarning(
+            "MEASE_REDIS_URL is not set, and DEBUG is off: nothing can be published.",
+            hint=_REDIS_HINT,
+            id="djmease.W005",
+        )
+    elif url in (None, embedded.EMBEDDED_URL):
+        yield CheckWarning(
             "Redis is embedded:// here: the embedded Valkey serves the processes of one machine and one user.",
             hint="Set MEASE_REDIS_URL to a Redis or Valkey that all machines reach, unless there is only this one.",
             id="djmease.W004",
         )
-    ]
+
+
+def _origin_warnings() -> Iterator[CheckMessage]:
+    origins = settings.MEASE_ALLOWED_ORIGINS
+    if isinstance(origins, (list, tuple)) and ANY_ORIGIN in origins:
+        yield CheckWarning(
+            "MEASE_ALLOWED_ORIGINS has '*': a page of any site can connect as whoever of your users visits it.",
+            hint="Name the origins whose pages shall connect, for example 'https://app.example.com'.",
+            id="djmease.W006",
+        )
 
 
 def faults() -> list[Fault]:
     """Return every fault there is, errors and warnings, as the server wants them too."""
-    return [*_unknown_settings(), *_out_of_range(), *_redis_faults(), *loader.load().faults]
+    return [*_unknown_settings(), *_out_of_range(), *_redis_faults(), *_login_faults(), *_loader_faults()]
+
+
+def _loader_faults() -> Iterator[Fault]:
+    yield from loader.authenticator_faults()
+    yield from loader.load().faults
 
 
 def _check_message(fault: Fault) -> CheckMessage:
@@ -72,6 +89,19 @@ def _is_origin(value: Any) -> bool:
         parts = urlsplit(value)
         return bool(parts.scheme and parts.hostname) and not (parts.path or parts.query or parts.fragment)
     except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _is_allowed_origin(value: Any) -> bool:
+    return value == ANY_ORIGIN or _is_origin(value)
+
+
+def _is_proxy(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return value == "unix" or bool(ip_network(value, strict=False))
+    except ValueError:
         return False
 
 
@@ -114,7 +144,6 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_MAX_HEADER_SIZE", _is_integer(1024), "a number of bytes, at least 1024"),
     ("MEASE_HANDSHAKE_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),
-    ("MEASE_RECHECK_INTERVAL", _is_seconds, "a positive number of seconds"),
     ("MEASE_SLOW_CALLBACK_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_LOGIN_REQUIRED", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_REQUIRE_ORIGIN", lambda value: isinstance(value, bool), "True or False"),
@@ -128,25 +157,46 @@ def _out_of_range() -> Iterator[Fault]:
         value = getattr(settings, name)
         if not rule(value):
             yield Fault(id="djmease.E008", message=f"{name} is {value!r}.", hint=f"It should be {expected}.")
-    yield from _origin_faults(settings.MEASE_ALLOWED_ORIGINS)
+    for name, rule, expected, example in LIST_RULES:
+        yield from _list_faults(name, rule, expected, example)
 
 
-def _origin_faults(origins: Any) -> Iterator[Fault]:
-    example = "for example 'https://app.example.com' or 'https://*.example.com'"
-    if not isinstance(origins, (list, tuple)):
-        yield Fault(
-            id="djmease.E008",
-            message=f"MEASE_ALLOWED_ORIGINS is {origins!r}.",
-            hint=f"It should be a list of origins, {example}.",
-        )
+LIST_RULES: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
+    (
+        "MEASE_ALLOWED_ORIGINS",
+        _is_allowed_origin,
+        "a scheme and a host",
+        "for example 'https://app.example.com' or 'https://*.example.com', or '*' for any origin",
+    ),
+    (
+        "MEASE_TRUSTED_PROXIES",
+        _is_proxy,
+        "an address or a network",
+        "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
+    ),
+)
+"""A setting that is a list, what each entry must satisfy, that in words, and examples."""
+
+
+def _list_faults(name: str, rule: Callable[[Any], bool], expected: str, example: str) -> Iterator[Fault]:
+    entries = getattr(settings, name)
+    if not isinstance(entries, (list, tuple)):
+        hint = f"It should be a list; each of its entries is {expected}, {example}."
+        yield Fault(id="djmease.E008", message=f"{name} is {entries!r}.", hint=hint)
         return
-    for index, origin in enumerate(origins):
-        if not _is_origin(origin):
-            yield Fault(
-                id="djmease.E008",
-                message=f"MEASE_ALLOWED_ORIGINS[{index}] is {origin!r}.",
-                hint=f"An origin is a scheme and a host, {example}.",
-            )
+    for index, entry in enumerate(entries):
+        if not rule(entry):
+            hint = f"It should be {expected}, {example}."
+            yield Fault(id="djmease.E008", message=f"{name}[{index}] is {entry!r}.", hint=hint)
+
+
+def _login_faults() -> Iterator[Fault]:
+    if settings.MEASE_LOGIN_REQUIRED is True and not apps.is_installed("django.contrib.auth"):
+        yield Fault(
+            id="djmease.E012",
+            message="MEASE_LOGIN_REQUIRED is True, and django.contrib.auth is not installed: nobody could connect.",
+            hint="Add 'django.contrib.auth' to INSTALLED_APPS, or leave MEASE_LOGIN_REQUIRED out.",
+        )
 
 
 def _redis_faults() -> Iterator[Fault]:

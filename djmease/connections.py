@@ -223,6 +223,11 @@ _REASONS: tuple[tuple[tuple[type[BaseException], ...], Callable[[str], str]], ..
 )
 
 
+def ticket_prefix() -> str:
+    """Return what stands before a ticket's id in the name of the key that says it was used."""
+    return f"{settings.MEASE_KEY_PREFIX}.ticket."
+
+
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
     ours = _options(Retry(NoBackoff(), 0))
     if home is not None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import autodiscover_modules
 
 from djmease.messages import NAME_RULE, RESERVED_PREFIX, is_valid_name
@@ -143,6 +145,71 @@ def _without(declaration: Declaration, switched_off: frozenset[str]) -> Declarat
         options=declaration.options,
         late=declaration.late,
     )
+
+
+# Who is asked whose a handshake is
+
+
+def authenticators() -> tuple[Callable[[Any], Any], ...]:
+    """Import what ``MEASE_AUTHENTICATORS`` names. Raises ``ImproperlyConfigured`` with the faults there are."""
+    found, faults = _authenticators()
+    if faults:
+        raise ImproperlyConfigured("\n".join(f"{fault.message} {fault.hint}" for fault in faults))
+    return found
+
+
+def authenticator_faults() -> list[Fault]:
+    """Return what is wrong with ``MEASE_AUTHENTICATORS``."""
+    return _authenticators()[1]
+
+
+def _authenticators() -> tuple[tuple[Callable[[Any], Any], ...], list[Fault]]:
+    faults: list[Fault] = []
+    setting = "MEASE_AUTHENTICATORS"
+    value = settings.MEASE_AUTHENTICATORS
+    if not isinstance(value, (list, tuple)):
+        return (), [_wrong_type(setting, value, f"a list of dotted paths, for example {[str(value)]!r}")]
+    places = {f"{setting}[{index}]": path for index, path in enumerate(value)}
+    found = [_authenticator(place, path, faults) for place, path in places.items()]
+    return tuple(authenticator for authenticator in found if authenticator is not None), faults
+
+
+def _authenticator(place: str, path: Any, faults: list[Fault]) -> Callable[[Any], Any] | None:
+    try:
+        function = import_path(path) if isinstance(path, str) else None
+    except ImportError as error:
+        faults.append(Fault(id="djmease.E002", message=f"{place}: {error}", hint=_IMPORT_HINT))
+        return None
+    fault = _fault_of_authenticator(place, path, function)
+    if fault is not None:
+        faults.append(fault)
+        return None
+    return function
+
+
+def _fault_of_authenticator(place: str, path: Any, function: Any) -> Fault | None:
+    if not isinstance(path, str):
+        return _wrong_type(place, path, "a dotted path as a string")
+    if not callable(function):
+        message = f"{place}: {path!r} is {function!r}, which cannot be called."
+        return Fault(id="djmease.E005", message=message, hint="Name a function that takes the request.")
+    if is_async_callable(function):
+        message = f"{place}: {path} is an async def, and authenticators run in a thread."
+        return Fault(id="djmease.E011", message=message, hint="Declare it with def; it may block and use the ORM.")
+    if not _takes_one(function):
+        message = f"{place}: {path} cannot be called with the request alone."
+        return Fault(id="djmease.E006", message=message, hint="An authenticator takes one argument, the request.")
+    return None
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # Some of what is written in C does not say what it takes.
+        return True
+    return True
 
 
 # What settings declare

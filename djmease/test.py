@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import override_settings
 from django.utils.module_loading import import_string
 
@@ -131,11 +131,24 @@ class Page:
         return self.client.close_code
 
     def open(self) -> None:
-        self._site.run_all(self._site.registry.openers, self.client)
+        for opener in self._site.registry.openers:
+            try:
+                self._site.run(opener, client=self.client)
+            except PermissionDenied as error:
+                self._turn_away(str(error))
+                return
+        self._site.settle()
         self._site.clients.append(self.client)
 
+    def _turn_away(self, reason: str) -> None:
+        self.client.close(4403, reason)
+        self._site.settle()
+        self._site.run_all(self._site.registry.closers, self.client)
+
     def send(self, message: Any) -> None:
-        """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run."""
+        """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run, if it was let in."""
+        if self.close_code == 4403:
+            return
         frame = message if isinstance(message, (str, bytes)) else to_json(message)
         received = self._site.registry.receivers_for(frame)
         for receiver, value in received.calls:

@@ -21,10 +21,10 @@ PACKAGE = ROOT / "djmease"
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
     {"conf", "types"},
-    {"registry", "messages", "embedded"},
+    {"registry", "messages", "embedded", "identities"},
     {"connections", "loader"},
-    {"publishing", "senders"},
-    {"receivers"},
+    {"publishing", "senders", "tickets"},
+    {"receivers", "authenticators", "views"},
     {"checks", "test", "__init__"},
     {"apps", "pytest_plugin"},
 ]
@@ -35,6 +35,7 @@ SERVER_LAYERS = [
         "server.protocol",
         "server.readers",
         "server.identity",
+        "server.proxies",
         "server.processes",
         "server.health",
         "server.pulse",
@@ -47,10 +48,10 @@ SERVER_LAYERS = [
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types"}
-"""What the server may know of the left side: values, no settings and no Redis."""
+PLAIN = {"registry", "messages", "types", "identities"}
+"""What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
-    "server.factory": {"connections", "__init__"},
+    "server.factory": {"authenticators", "connections", "loader", "__init__"},
     "server.live": {"loader"},
     "server.banner": {"__init__"},
 }

@@ -6,17 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
+from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 from tornado.websocket import WebSocketHandler
 
+from djmease.identities import NOBODY, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.server.complaints import Complaints
-from djmease.server.identity import NOBODY, Identity
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
+from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
+TICKET_SUBPROTOCOL = "mease.ticket"
+"""What is agreed on with a page that offers it beside the ``mease.ticket.<ticket>`` that it hands over."""
+CHALLENGE = 'Mease realm="websocket"'
+"""HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
 
@@ -66,7 +72,8 @@ class Client(WebSocketHandler):
         events: Events,
         outbox: Outbox,
         readers: Readers,
-        refuse: Callable[[HTTPServerRequest], str | None],
+        refuse: Callable[[HTTPServerRequest, str | None], str | None],
+        proxies: Proxies,
         limits: Limits[Client],
         complaints: Complaints,
         max_message_size: int,
@@ -76,6 +83,7 @@ class Client(WebSocketHandler):
         self._outbox = outbox
         self._readers = readers
         self._refuse = refuse
+        self._proxies = proxies
         self._limits = limits
         self._message_cost = limits.message_cost
         self._message_allowance = limits.message_allowance
@@ -88,6 +96,7 @@ class Client(WebSocketHandler):
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
         self.identity = NOBODY
+        self.is_turned_away = False
 
     def __repr__(self) -> str:
         return f"<Client {self.id} from {self.request.remote_ip}>"
@@ -180,27 +189,30 @@ class Client(WebSocketHandler):
     # What Tornado and the protocol call
 
     async def prepare(self) -> None:
+        host = self._name_sender()
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             self.set_header("Upgrade", "websocket")
             self._answer(426, "This is a WebSocket server of django-mease: connect to it with ws:// or wss://.\n")
             return
-        refusal = self._refuse(self.request)
+        refusal = self._refuse(self.request, host)
         if refusal is not None:
-            self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, refusal)
-            self._answer(403, refusal + "\n")
+            self._turn_away(403, refusal)
             return
         if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
             return  # Tornado answers it; nothing is read from a database for what is no handshake.
         try:
             async with asyncio.timeout(IDENTIFY_TIMEOUT):
                 self.identity = await self._events.identify(self.request)
+        except Unauthenticated as error:
+            self.set_header("WWW-Authenticate", CHALLENGE)
+            self._turn_away(401, str(error))
+        except PermissionDenied as error:
+            self._turn_away(403, str(error) or "this handshake is not allowed")
         except Exception as error:
-            self._complaints.say(
-                "the session of a handshake from %s could not be read: %r", self.request.remote_ip, error
-            )
-            self._answer(503, "The session could not be read: try again later.\n")
-            return
-        self._refuse_too_many()
+            self._complaints.say("whose a handshake from %s is could not be read: %r", self.request.remote_ip, error)
+            self._answer(503, "Whose this is could not be read: try again later.\n")
+        else:
+            self._refuse_too_many()
 
     def _refuse_too_many(self) -> None:
         """Answer a handshake that a limit forbids; the last question, with nothing awaited until the client counts."""
@@ -209,6 +221,18 @@ class Client(WebSocketHandler):
             self.set_header("Retry-After", "10")
             self._answer(refusal.status, refusal.reason + "\n")
 
+    def _name_sender(self) -> str | None:
+        """Say in the request whom it comes from, and return the host that a proxy says was asked for."""
+        request = self.request
+        sender = self._proxies.sender(request.remote_ip or "", request.protocol, request.headers)
+        request.remote_ip, request.protocol = sender.address, sender.scheme
+        request.host = sender.host or request.host
+        return sender.host
+
+    def _turn_away(self, status: int, reason: str) -> None:
+        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason)
+        self._answer(status, reason + "\n")
+
     def _answer(self, status: int, text: str) -> None:
         self.set_status(status)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
@@ -216,6 +240,10 @@ class Client(WebSocketHandler):
 
     def check_origin(self, origin: str) -> bool:
         return True  # prepare has decided; Tornado asks only where it thinks that it needs to
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        # A browser fails the connection where none that it offered is agreed on; a ticket itself is never sent back.
+        return TICKET_SUBPROTOCOL if TICKET_SUBPROTOCOL in subprotocols else None
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from djmease.identities import Identity
 from djmease.messages import check_group, primary_key
 from djmease.server.client import Client
-from djmease.server.identity import Identity
 from djmease.server.outbox import Outbox
 
 Index = dict[str, dict[Client, None]]

@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 
+from djmease.identities import Identity, reread
 from djmease.messages import Message
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
-from djmease.server.identity import Identity, identify, session_key_of
+from djmease.server.identity import Authentication
 from djmease.server.tasks import Tasks
 from djmease.server.watch import Watch
 from djmease.server.workers import Step, Workers, tidy_connections
@@ -54,6 +56,10 @@ ASYNC_HYGIENE_INTERVAL = 1.0
 """Seconds between two looks at the database connections of asynchronous callbacks."""
 
 
+TURNED_AWAY = 4403
+"""With what a client is closed whom an opener does not let in."""
+MAX_REASON_SIZE = 123
+"""Bytes of a reason in a close frame (RFC 6455, section 5.5)."""
 MAX_IDENTITY_AGE = 30.0
 """Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
 Result = TypeVar("Result")
@@ -78,6 +84,11 @@ class Call:
     @property
     def needs_thread(self) -> bool:
         return self.refuse is not None or not self.callback.is_async
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether an opener before it did not let the client in; its closers run all the same."""
+        return isinstance(self.about, Client) and self.about.is_turned_away and self.callback.kind != "closer"
 
     @property
     def subject(self) -> str:
@@ -248,11 +259,13 @@ class Dispatch:
         clients: Clients,
         max_workers: int | None,
         slow_callback_timeout: float,
+        authentication: Authentication,
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
         self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
+        self._authentication = authentication
         self.tasks = Tasks(loop, clients.outbox)
         self.watch = Watch(
             loop,
@@ -275,6 +288,7 @@ class Dispatch:
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusals = Complaints(logger)
+        self._denials = Complaints(logger)
         self._strangers = Complaints(logger)
         self._drops = Complaints(logger, logging.ERROR)
         self._overrun = Complaints(logger)
@@ -283,6 +297,8 @@ class Dispatch:
         """Callbacks that raised."""
         self.refused = 0
         """Messages of clients that a receiver was not to hear."""
+        self.turned_away = 0
+        """Clients whom an opener did not let in."""
         self.unheard = 0
         """Messages of clients with a type that no receiver takes."""
         self.dropped = 0
@@ -322,7 +338,7 @@ class Dispatch:
         lane = self._lane(client, self.heard)
         self._client_lanes[client] = lane
         calls = self._calls(self._registry.openers, client)
-        lane.put(*calls, lambda: self._clients.add(client), size=CALL_SIZE * len(calls))
+        lane.put(*calls, lambda: self._let_in(client), size=CALL_SIZE * len(calls))
 
     def received(self, client: Client, message: str | bytes) -> None:
         """Run the receivers; a client that sends faster than they run is not read for a while."""
@@ -365,11 +381,11 @@ class Dispatch:
                 self._wait_for(lane, lane.closing, client)
 
     async def identify(self, request: HTTPServerRequest) -> Identity:
-        """Read the session of a handshake in a thread, where there is one to read."""
-        session_key = session_key_of(request)
-        if session_key is None:
-            return identify(None)
-        return await self._in_thread(functools.partial(identify, session_key))
+        """Ask whose a handshake is, in a thread where there is anything to read."""
+        identify = self._authentication.identify
+        if not self._authentication.concerns(request):
+            return identify(request)
+        return await self._in_thread(functools.partial(identify, request))
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         future: asyncio.Future[Result] = self.loop.create_future()
@@ -452,8 +468,7 @@ class Dispatch:
 
     def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
         if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
-            session_key = client.session.session_key if client.session is not None else None
-            self._clients.reidentify(client, identify(session_key))
+            self._clients.reidentify(client, reread(client.identity))
         reason = rule.refusal(client.user)
         if reason is None:
             return False
@@ -506,6 +521,16 @@ class Dispatch:
         self._abandoned -= 1
         self._settle()
 
+    def _let_in(self, client: Client) -> None:
+        if not client.is_turned_away:
+            self._clients.add(client)
+
+    def _turn_away(self, client: Client, path: str, reason: str) -> None:
+        client.is_turned_away = True
+        self.turned_away += 1
+        self._denials.say("client %s is turned away by %s: %s", client.id, path, reason)
+        client.close(TURNED_AWAY, reason.encode(errors="replace")[:MAX_REASON_SIZE].decode(errors="ignore"))
+
     def _forget_client(self, client: Client) -> None:
         closing = self._client_lanes.pop(client).closing
         if closing is not None and closing.timer is not None:
@@ -547,6 +572,8 @@ class Dispatch:
 
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
+        if call.is_left_out:
+            return
         started = time.monotonic()
         self._running[call] = (started, threading.get_ident())
         if call.callback.binding.wants_clients:
@@ -563,6 +590,9 @@ class Dispatch:
 
     async def run_async(self, call: Call, then: Step) -> None:
         """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
+        if call.is_left_out:
+            then()
+            return
         started = time.monotonic()
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
@@ -585,6 +615,10 @@ class Dispatch:
             self.watch.ended(call, started)  # It was found slow.
 
     def _report(self, call: Call, error: BaseException) -> None:
+        if isinstance(error, PermissionDenied) and call.callback.kind == "opener":
+            assert not isinstance(call.about, Message)
+            self._turn_away(call.about, call.callback.path, str(error))
+            return
         self.errors += 1
         logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
 

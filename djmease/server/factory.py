@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import socket
@@ -12,11 +13,14 @@ from django.conf import settings
 
 import djmease
 from djmease import connections
+from djmease.authenticators import concern
+from djmease.loader import authenticators
 from djmease.messages import new_id
 from djmease.registry import Registry
-from djmease.server.identity import LOCAL_HOSTS, Gate
+from djmease.server.identity import ANY_ORIGIN, LOCAL_HOSTS, Authentication, Gate
 from djmease.server.limits import Limits
 from djmease.server.neighbours import Heartbeat
+from djmease.server.proxies import Proxies
 from djmease.server.server import Server
 
 
@@ -29,10 +33,6 @@ def make_server(
     ssl_context: ssl.SSLContext | None = None,
 ) -> Server:
     """Make a server on sockets that listen, as the settings want it; on its event loop. With a context it talks TLS."""
-    gate = Gate(
-        allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
-        allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *settings.CSRF_TRUSTED_ORIGINS],
-    )
     return Server(
         registry=registry,
         sockets=sockets,
@@ -42,7 +42,9 @@ def make_server(
         control_channel=connections.control_channel(),
         heartbeat=_heartbeat(registry),
         explain=connections.reason,
-        refuse=gate.refusal,
+        refuse=_gate().refusal,
+        proxies=Proxies(settings.MEASE_TRUSTED_PROXIES, trusts_host=settings.USE_X_FORWARDED_HOST),
+        authentication=_authentication(),
         path=settings.MEASE_PATH,
         max_workers=settings.MEASE_MAX_WORKERS,
         max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
@@ -63,6 +65,25 @@ def make_server(
         slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
         revive=revive,
         ssl_context=ssl_context,
+    )
+
+
+def _gate() -> Gate:
+    # Django refuses a star among its own, and it opens nothing here.
+    djangos = [origin for origin in settings.CSRF_TRUSTED_ORIGINS if origin != ANY_ORIGIN]
+    return Gate(
+        allowed_hosts=settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else ()),
+        allowed_origins=[*settings.MEASE_ALLOWED_ORIGINS, *djangos],
+        requires_origin=settings.MEASE_REQUIRE_ORIGIN,
+    )
+
+
+def _authentication() -> Authentication:
+    asked = authenticators()
+    return Authentication(
+        authenticators=asked,
+        concerns=functools.partial(concern, asked),
+        login_required=settings.MEASE_LOGIN_REQUIRED,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which handshakes are let in, and whose they are: the Host, the Origin, and Django's session.
+"""Which handshakes are let in, and whose they are: the Host, the Origin, and who is asked.
 
 Browsers let any page open a WebSocket to any site and send that site's cookies with it (RFC 6455, section 10.2), so the
 server has to ask where the page came from.
@@ -6,23 +6,22 @@ server has to ask where the page came from.
 
 from __future__ import annotations
 
-import importlib
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.apps import apps
-from django.conf import settings
-from django.contrib import auth
 from django.http.request import split_domain_port, validate_host
 from django.utils.http import is_same_domain
 from tornado.httputil import HTTPServerRequest
 
+from djmease.identities import Identity, Unauthenticated, is_authenticated, nobody, of_user
+from djmease.registry import path_of
+
 LOCAL_HOSTS = (".localhost", "127.0.0.1", "[::1]")
 """What Django allows where ``DEBUG`` is on and ``ALLOWED_HOSTS`` is empty."""
+ANY_ORIGIN = "*"
+"""Among allowed origins: all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,24 +31,41 @@ class Gate:
     allowed_hosts: Sequence[str]
     """As Django's ``ALLOWED_HOSTS``."""
     allowed_origins: Sequence[str]
-    """``scheme://host[:port]``, the host may begin with ``*.``, as in Django's ``CSRF_TRUSTED_ORIGINS``."""
+    """``scheme://host[:port]``, the host may begin with ``*.``, as in ``CSRF_TRUSTED_ORIGINS``; ``*`` is any."""
+    requires_origin: bool = False
 
-    def refusal(self, request: HTTPServerRequest) -> str | None:
+    def refusal(self, request: HTTPServerRequest, forwarded_host: str | None = None) -> str | None:
         """Return why a handshake is refused and which setting would allow it, or ``None`` to let it in."""
-        host = request.headers.get("Host", "")
-        domain, _ = split_domain_port(host.lower())
-        if not domain or not validate_host(domain, list(self.allowed_hosts)):
-            return f"the Host {host!r} is not allowed: add it to ALLOWED_HOSTS"
+        host = forwarded_host or request.headers.get("Host", "")
         origin = request.headers.get("Origin")
-        if origin is None and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
-            return "a browser says that the page is another site's, and no Origin says which"
-        if origin is None or self._allows(origin, domain):
-            # Browsers always send an Origin; what sends none is not a page that somebody was lured to.
+        domain, _ = split_domain_port(host.lower())
+        is_known = bool(domain) and validate_host(domain, list(self.allowed_hosts))
+        if is_known and self._lets_in(origin, domain, request.headers.get("Sec-Fetch-Site", "")):
             return None
+        if origin is not None and _is_of_the_machine(host) and _is_of_a_site(origin):
+            return (
+                f"the page is of {origin!r} and the Host is {host!r}, as where a proxy does not hand the Host on; "
+                "nginx needs the line: proxy_set_header Host $http_host; (without a proxy, a page of another site "
+                "may connect if its Origin is in MEASE_ALLOWED_ORIGINS or CSRF_TRUSTED_ORIGINS, and the Host "
+                "in ALLOWED_HOSTS)"
+            )
+        if not is_known:
+            return f"the Host {host!r} is not allowed: add it to ALLOWED_HOSTS"
+        if origin is None and self.requires_origin:
+            return "no Origin says whose page this is, and MEASE_REQUIRE_ORIGIN asks for one"
+        if origin is None:
+            return "a browser says that the page is another site's, and no Origin says which"
         return (
             f"the Origin {origin!r} is not allowed for the Host {host!r}: add it to MEASE_ALLOWED_ORIGINS "
             "or to CSRF_TRUSTED_ORIGINS"
         )
+
+    def _lets_in(self, origin: str | None, domain: str, fetch_site: str) -> bool:
+        if origin is None:
+            # Browsers always send an Origin; what sends none is not a page that somebody was lured to.
+            is_foreign = fetch_site in ("cross-site", "same-site") and ANY_ORIGIN not in self.allowed_origins
+            return not self.requires_origin and not is_foreign
+        return ANY_ORIGIN in self.allowed_origins or self._allows(origin, domain)
 
     def _allows(self, origin: str, domain: str) -> bool:
         try:
@@ -65,6 +81,21 @@ class Gate:
         )
 
 
+def _is_of_the_machine(host: str) -> bool:
+    """Tell whether a Host is what a proxy calls its upstream: the loopback, or a name of its configuration."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    return name in ("127.0.0.1", "[::1]") or (bool(name) and "." not in name and ":" not in name)
+
+
+def _is_of_a_site(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        name = parts.hostname or ""
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and "." in name and name != "127.0.0.1"
+
+
 def _is_listed(scheme: str, netloc: str, allowed: str) -> bool:
     parts = urlsplit(allowed.lower())
     # Django's form of a wildcard, "*.example.com", is ".example.com" to is_same_domain.
@@ -72,51 +103,38 @@ def _is_listed(scheme: str, netloc: str, allowed: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Whose a connection is, as it was read at one time."""
+class Authentication:
+    """Asks the authenticators whose a handshake is, in order, until one knows."""
 
-    user: Any = None
-    session: Any = None
-    read_at: float = field(default_factory=time.monotonic)
+    authenticators: Sequence[Callable[[Any], Any]]
+    concerns: Callable[[HTTPServerRequest], bool]
+    """Tells without blocking whether there is anything to read; where there is not, nothing of ``identify`` blocks."""
+    login_required: bool
 
-    @property
-    def key(self) -> str | None:
-        """The user's primary key as text, ``None`` for nobody."""
-        key = getattr(self.user, "pk", None)
-        return None if key is None else str(key)
+    def identify(self, request: HTTPServerRequest) -> Identity:
+        """Return whose a handshake is; it blocks.
 
+        Raises Django's ``PermissionDenied`` where it is refused, and whatever the authenticators raise.
+        """
+        identity = self._found(request) or nobody()
+        if self.login_required and not is_authenticated(identity.user):
+            raise Unauthenticated("nobody is logged in here, and only who is logged in may connect")
+        return identity
 
-NOBODY = Identity(read_at=0.0)
-
-
-def session_key_of(request: HTTPServerRequest) -> str | None:
-    """Return what the handshake's cookies say of Django's session, ``None`` where the site has no sessions."""
-    if not apps.is_installed("django.contrib.sessions"):
-        return None
-    morsel = request.cookies.get(settings.SESSION_COOKIE_NAME)
-    return morsel.value if morsel else None
-
-
-def identify(session_key: str | None) -> Identity:
-    """Read a session and its user with Django's own engine and backends; it blocks."""
-    session = _session(session_key)
-    return Identity(session=session, user=_user(session))
+    def _found(self, request: HTTPServerRequest) -> Identity | None:
+        strangers: Identity | None = None
+        for authenticate in self.authenticators:
+            identity = _identity(authenticate, authenticate(request))
+            if identity is not None and is_authenticated(identity.user):
+                return identity
+            # A session may be nobody's yet: it stays, unless one that is asked later knows who it is.
+            strangers = strangers or identity
+        return strangers
 
 
-def _session(session_key: str | None) -> Any:
-    if not apps.is_installed("django.contrib.sessions"):
-        return None
-    return importlib.import_module(settings.SESSION_ENGINE).SessionStore(session_key)
-
-
-def _user(session: Any) -> Any:
-    if not apps.is_installed("django.contrib.auth"):
-        return None
-    if session is None or session.session_key is None:
-        return _anonymous()
-    # get_user reads nothing of a request but its session, and checks the hash of the password in it.
-    return auth.get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
-
-
-def _anonymous() -> Any:
-    return importlib.import_module("django.contrib.auth.models").AnonymousUser()
+def _identity(authenticate: Callable[[Any], Any], found: Any) -> Identity | None:
+    if found is None or isinstance(found, Identity):
+        return found
+    if not hasattr(found, "is_authenticated"):
+        raise TypeError(f"{path_of(authenticate)} returned a {type(found).__name__}, which is no user")
+    return of_user(found)

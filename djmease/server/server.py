@@ -17,18 +17,20 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
+from djmease.identities import Identity
 from djmease.registry import Registry
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
 from djmease.server.health import Health, no_trouble
-from djmease.server.identity import Identity
+from djmease.server.identity import Authentication
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
+from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
 logger = logging.getLogger("djmease.server")
@@ -58,7 +60,9 @@ class Server:
         control_channel: str,
         heartbeat: Heartbeat,
         explain: Callable[[BaseException], str],
-        refuse: Callable[[HTTPServerRequest], str | None],
+        refuse: Callable[[HTTPServerRequest, str | None], str | None],
+        proxies: Proxies,
+        authentication: Authentication,
         path: str | None,
         max_workers: int | None,
         max_message_size: int,
@@ -88,6 +92,7 @@ class Server:
             clients=self.clients,
             max_workers=max_workers,
             slow_callback_timeout=slow_callback_timeout,
+            authentication=authentication,
         )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
@@ -114,6 +119,7 @@ class Server:
             "readers": self._readers,
             "refuse": refuse,
             "limits": limits,
+            "proxies": proxies,
             "complaints": Complaints(logger),
             "max_message_size": max_message_size,
             "may_deflate": compression,

@@ -1,0 +1,133 @@
+"""Whose a connection is: ``Identity``, how one is read with Django, and how it is read again."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib import auth
+from django.core.exceptions import PermissionDenied
+from django.utils.crypto import salted_hmac
+
+
+class Unauthenticated(PermissionDenied):
+    """A handshake is refused with 401, and this text, because nobody knows whose it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose a connection is, as it was read at one time."""
+
+    user: Any = None
+    session: Any = None
+    read_at: float = field(default_factory=time.monotonic)
+    expires_at: float | None = None
+    """In seconds of ``time.time()``, when it is nobody's any more unless it is read again; ``None`` is never."""
+    session_hash: str | None = field(default=None, repr=False)
+    """``session_hash`` of the session it depends on, whose key does not travel."""
+    auth_hash: str | None = field(default=None, repr=False)
+    """Of a user without a session: Django's hash, which changes with the password."""
+
+    @property
+    def key(self) -> str | None:
+        """The user's primary key as text, ``None`` for nobody."""
+        key = getattr(self.user, "pk", None)
+        return None if key is None else str(key)
+
+
+NOBODY = Identity(read_at=0.0)
+
+
+def nobody() -> Identity:
+    """Return what a stranger has: ``AnonymousUser`` and an empty session, each ``None`` where the site has no such."""
+    return Identity(user=_anonymous(), session=_session(None))
+
+
+def of_user(user: Any) -> Identity:
+    """Return the identity of a user that comes without a session."""
+    return Identity(user=user, session=_session(None), auth_hash=auth_hash(user))
+
+
+def of_session(session_key: str | None) -> Identity:
+    """Read a session and its user with Django's own engine and backends; it blocks."""
+    session = _session(session_key)
+    user = _user(session)
+    if session is None or session_key is None:
+        return Identity(user=user, session=session)
+    # Django knows of some engines only how long a session lasts from now; until then it is read again anyway.
+    expires_at = session.get_expiry_date().timestamp()
+    if session.session_key is None:  # There is none with this key, as has shown when it was read.
+        return Identity(user=user, session=session)
+    return Identity(user=user, session=session, expires_at=expires_at, session_hash=session_hash(session.session_key))
+
+
+def reread(identity: Identity) -> Identity:
+    """Return whose a connection is by now; it blocks.
+
+    Who has logged out, is not active, has another password or is gone is ``AnonymousUser``. A user that is not of the
+    site's model, and has no session, stays until it expires.
+    """
+    session_key = getattr(identity.session, "session_key", None)
+    if session_key is not None:
+        return of_session(session_key)
+    if identity.expires_at is not None and identity.expires_at <= time.time():
+        return nobody()
+    if identity.key is None or not _is_of_the_model(identity.user):
+        return replace(identity, read_at=time.monotonic())
+    user = load_user(identity.user.pk)
+    if user is None or identity.auth_hash not in (None, auth_hash(user)):
+        return nobody()
+    return replace(identity, user=user, read_at=time.monotonic())
+
+
+def load_user(key: Any) -> Any:
+    """Return the user with a primary key if one of the site's authentication backends lets it in, else ``None``."""
+    for backend in auth.get_backends():
+        user = backend.get_user(key)
+        if user is not None:
+            return user
+    return None
+
+
+def auth_hash(user: Any) -> str | None:
+    """Return Django's hash that changes with the user's password, ``None`` of a user that has none."""
+    make = getattr(user, "get_session_auth_hash", None)
+    return make() if make is not None else None
+
+
+def session_hash(session_key: str) -> str:
+    """Return what names a session where its key, with which one could log in, must not go."""
+    return salted_hmac("djmease.session", session_key, algorithm="sha256").hexdigest()
+
+
+def is_authenticated(user: Any) -> bool:
+    """Tell whether this is somebody; ``None`` is nobody."""
+    return bool(getattr(user, "is_authenticated", False))
+
+
+def _is_of_the_model(user: Any) -> bool:
+    return apps.is_installed("django.contrib.auth") and isinstance(user, auth.get_user_model())
+
+
+def _session(session_key: str | None) -> Any:
+    if not apps.is_installed("django.contrib.sessions"):
+        return None
+    return importlib.import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+
+
+def _user(session: Any) -> Any:
+    if session is None or session.session_key is None or not apps.is_installed("django.contrib.auth"):
+        return _anonymous()
+    # get_user reads nothing of a request but its session, and checks the hash of the password in it.
+    return auth.get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
+
+
+def _anonymous() -> Any:
+    if not apps.is_installed("django.contrib.auth"):
+        return None
+    return importlib.import_module("django.contrib.auth.models").AnonymousUser()
