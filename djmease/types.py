@@ -23,7 +23,7 @@ class Client(Protocol):
 
     @property
     def user(self) -> Any:
-        """Whom Django's session says this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
+        """Whom the authenticators say this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
 
     @property
     def session(self) -> Any:

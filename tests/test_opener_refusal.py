@@ -53,6 +53,9 @@ def turn_away(kind: str, reason: str, ran: list[str]) -> None:
     def hear() -> None:
         ran.append("receiver")
 
+    @djmease.receiver(user_passes_test=lambda user: ran.append("test"))
+    def hear_some() -> None: ...
+
     @djmease.receiver
     async def hear_async() -> None:
         ran.append("async receiver")

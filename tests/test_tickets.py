@@ -221,7 +221,7 @@ def cut(ada: User, settings: Any) -> str:
         of_another_signer,
         changed,
         cut,
-        *(lambda ada, settings, text=text: text for text in ("", ".", "..", "x", "%FF.a.b", "a" * 5000)),
+        *(lambda ada, settings, text=text: text for text in (".", "..", "x", "%FF.a.b", "a" * 5000)),
     ],
 )
 def test_what_this_site_has_not_signed_is_refused(
@@ -229,8 +229,7 @@ def test_what_this_site_has_not_signed_is_refused(
 ) -> None:
     server = start_server()
     status, body = answer_to(server, make(ada, settings))
-    if status != 101:
-        assert (status, body) == (401, "the ticket is not valid (not signed by this site, or damaged)\n")
+    assert (status, body) == (401, "the ticket is not valid (not signed by this site, or damaged)\n")
 
 
 def test_a_ticket_of_who_was_deactivated_deleted_or_has_another_password_is_refused(redis: str, ada: User) -> None:

@@ -105,7 +105,7 @@ class Client(WebSocketHandler):
 
     @property
     def user(self) -> Any:
-        """Whom Django's session says this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
+        """Whom the authenticators say this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
         return self.identity.user
 
     @property

@@ -558,6 +558,8 @@ class Dispatch:
     def admit(self, call: Call) -> bool:
         """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
         assert call.refuse is not None
+        if call.is_left_out:
+            return False
         started = time.monotonic()
         self._running[call] = (started, threading.get_ident())
         try:
