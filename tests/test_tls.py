@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -304,9 +304,10 @@ def test_long_messages_go_both_ways(
 
 
 def test_a_big_backlog_comes_whole_to_a_client_that_reads_in_small_pieces(
-    start_tls: StartServer, trust: ssl.SSLContext
+    start_tls: StartServer, trust: ssl.SSLContext, settings: Any
 ) -> None:
     """OpenSSL wants what it could not write again, as it was, while the backlog grows behind it."""
+    settings.MEASE_MAX_CLIENT_BUFFER = 16 * 1024 * 1024
     clients: list[Any] = []
 
     @djmease.opener
@@ -416,7 +417,7 @@ def test_a_client_that_goes_without_a_close_frame_is_noticed(
     with RawClient(server, trust) as client:
         if how == "close_notify":
             client.socket.setblocking(False)
-            with pytest.raises(ssl.SSLWantReadError):
+            with suppress(ssl.SSLWantReadError):  # Unless the server has answered already.
                 client.socket.unwrap()
         elif how == "FIN":
             socket.socket.shutdown(client.socket, socket.SHUT_WR)
