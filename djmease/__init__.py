@@ -5,6 +5,7 @@ from __future__ import annotations
 from djmease.messages import Message
 from djmease.publishing import PublishError, UnknownRouting, apublish, publish
 from djmease.registry import closer, opener, receiver, sender
+from djmease.revocation import adisconnect, disconnect
 from djmease.tickets import issue_ticket
 from djmease.types import Client, ClientsList
 
@@ -14,8 +15,10 @@ __all__ = [
     "Message",
     "PublishError",
     "UnknownRouting",
+    "adisconnect",
     "apublish",
     "closer",
+    "disconnect",
     "issue_ticket",
     "opener",
     "publish",

@@ -8,6 +8,7 @@ from django.core.checks import register
 from djmease import conf as conf
 from djmease.checks import check_deployment, check_settings
 from djmease.loader import autodiscover
+from djmease.revocation import watch_logins
 
 
 class MeaseAppConfig(AppConfig):
@@ -18,3 +19,4 @@ class MeaseAppConfig(AppConfig):
         register(check_settings, "djmease")
         register(check_deployment, "djmease", deploy=True)
         autodiscover()
+        watch_logins()

@@ -144,6 +144,7 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_MAX_HEADER_SIZE", _is_integer(1024), "a number of bytes, at least 1024"),
     ("MEASE_HANDSHAKE_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),
+    ("MEASE_RECHECK_INTERVAL", _is_seconds, "a positive number of seconds"),
     ("MEASE_SLOW_CALLBACK_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_LOGIN_REQUIRED", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_REQUIRE_ORIGIN", lambda value: isinstance(value, bool), "True or False"),

@@ -46,6 +46,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     LOGIN_REQUIRED = False
     # Who is asked, in this order, whose a handshake is: dotted paths of functions that take the request.
     AUTHENTICATORS = ["djmease.authenticators.session", "djmease.authenticators.ticket"]
+    # Seconds after which a user and its session are read again at the latest.
+    RECHECK_INTERVAL = 60
     # Addresses or networks whose forwarded headers are believed; 'unix' is who comes by a Unix socket.
     TRUSTED_PROXIES: list[str] = []
 

@@ -92,7 +92,7 @@ def publish(
     what JSON cannot hold, ``PublishError`` where Redis does not answer (``fail_silently`` logs it instead), and
     ``SynchronousOnlyOperation`` on an event loop, where ``await apublish(...)`` is meant.
     """
-    _refuse_event_loop()
+    refuse_event_loop("publish", "apublish")
     return _publish(
         routing, message, group=group, user=user, using=using, on_commit=on_commit, fail_silently=fail_silently
     )
@@ -125,17 +125,27 @@ def publish_control(order: dict[str, Any]) -> bool:
     It is tried once, blocks for a second or two at most, and waits for no transaction. Where it fails that is logged,
     and not raised: an order hastens what happens anyway. No server that runs is no failure.
     """
+    try:
+        send_control(order)
+    except PublishError as error:
+        logger.warning("an order could not be published: %s", error)
+        return False
+    return True
+
+
+def send_control(order: dict[str, Any]) -> None:
+    """Send an order as ``publish_control`` does, and raise ``PublishError`` where Redis does not take it."""
     payload = messages.to_json(order)
     if control_wires:
         for wire in tuple(control_wires):
             wire(json.loads(payload))
-        return True
+        return
     try:
         _send_control(payload)
-    except (RedisError, OSError, ImproperlyConfigured) as error:
-        logger.warning("the order %r could not be published: %s", order.get("order"), connections.reason(error))
-        return False
-    return True
+    except ImproperlyConfigured as error:
+        raise PublishError(order["order"], "an address that is not known", str(error)) from error
+    except (RedisError, OSError) as error:
+        raise PublishError(order["order"], connections.address(), connections.reason(error)) from error
 
 
 def _send_control(payload: str) -> None:
@@ -149,13 +159,14 @@ def _send_control(payload: str) -> None:
     _exchange(pool, connection, connections.control_channel(), payload)
 
 
-def _refuse_event_loop() -> None:
+def refuse_event_loop(name: str, asynchronous: str) -> None:
+    """Raise ``SynchronousOnlyOperation`` on a running event loop, which ``djmease.<name>`` would block."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
     raise SynchronousOnlyOperation(
-        "djmease.publish would block the event loop: use  await djmease.apublish(...)  in asynchronous code."
+        f"djmease.{name} would block the event loop: use  await djmease.{asynchronous}(...)  in asynchronous code."
     )
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"registry", "messages", "embedded", "identities"},
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
-    {"receivers", "authenticators", "views"},
+    {"receivers", "revocation", "authenticators", "views"},
     {"checks", "test", "__init__"},
     {"apps", "pytest_plugin"},
 ]
@@ -43,7 +43,7 @@ SERVER_LAYERS = [
     {"server.outbox", "server.listener", "server.limits", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
-    {"server.dispatch"},
+    {"server.dispatch", "server.logins"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},

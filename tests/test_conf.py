@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_REQUIRE_ORIGIN": False,
     "MEASE_LOGIN_REQUIRED": False,
     "MEASE_AUTHENTICATORS": ["djmease.authenticators.session", "djmease.authenticators.ticket"],
+    "MEASE_RECHECK_INTERVAL": 60,
     "MEASE_TRUSTED_PROXIES": [],
     "MEASE_HANDSHAKE_TIMEOUT": 10,
     "MEASE_DRAIN_TIMEOUT": 10,

@@ -385,9 +385,10 @@ class Dispatch:
         identify = self._authentication.identify
         if not self._authentication.concerns(request):
             return identify(request)
-        return await self._in_thread(functools.partial(identify, request))
+        return await self.in_thread(functools.partial(identify, request))
 
-    async def _in_thread(self, function: Callable[[], Result]) -> Result:
+    async def in_thread(self, function: Callable[[], Result]) -> Result:
+        """Run what may block in a thread, and return what it returns, or raise what it raises."""
         future: asyncio.Future[Result] = self.loop.create_future()
         outcome: list[Result | BaseException] = []
 

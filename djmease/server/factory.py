@@ -63,6 +63,7 @@ def make_server(
         handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
         slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
+        recheck_interval=settings.MEASE_RECHECK_INTERVAL,
         revive=revive,
         ssl_context=ssl_context,
     )

@@ -27,6 +27,7 @@ from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Authentication
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
+from djmease.server.logins import Logins
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
@@ -75,6 +76,7 @@ class Server:
         handshake_timeout: float,
         drain_timeout: float,
         slow_callback_timeout: float,
+        recheck_interval: float,
         revive: Callable[[], Awaitable[None]] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -97,7 +99,14 @@ class Server:
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
         self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
-        self._orders: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._logins = Logins(
+            loop,
+            limits=limits,
+            clients=self.clients,
+            in_thread=self._dispatch.in_thread,
+            interval=recheck_interval,
+        )
+        self._orders = self._logins.orders
         """What is done for an order that came by Redis, by its name."""
         self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
@@ -158,6 +167,7 @@ class Server:
             raise
         self._dispatch.start()
         self._pings.start()
+        self._logins.start()
         self._http.add_sockets(self._sockets)
 
     async def serve(self) -> None:
@@ -202,6 +212,7 @@ class Server:
         if not listening.done():
             await self._send_away()
         self._pings.stop()
+        self._logins.stop()
         listening.cancel()
         for client in tuple(self._limits.clients.values()):
             client.close(*RESTART)
@@ -251,6 +262,7 @@ class Server:
         self._limits.enter(client)
         self._no_clients.clear()
         self._pings.add(client.ws_connection)
+        self._logins.add(client)
         self._dispatch.opened(client)
         if self._stopping.is_set():
             client.close(*RESTART)

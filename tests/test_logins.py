@@ -1,0 +1,211 @@
+"""Logins that end, and their connections with them, on every server and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.contrib.auth import logout
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+from django.core.exceptions import SynchronousOnlyOperation
+from django.test import Client as Browser
+from redis import Redis
+from websockets.exceptions import ConnectionClosed
+
+import djmease
+from djmease.connections import control_channel, publisher_pool
+from tests.support import DEADLINE, LiveServer, eventually
+
+StartServer = Callable[[], LiveServer]
+Log = Callable[[], list[str]]
+
+
+@pytest.fixture
+def ada(transactional_db: None) -> User:
+    return User.objects.create_user("ada", password="old")
+
+
+@pytest.fixture
+def bob(transactional_db: None) -> User:
+    return User.objects.create_user("bob", password="old")
+
+
+def browser_of(user: User) -> Browser:
+    browser = Browser()
+    browser.force_login(user)
+    return browser
+
+
+def page(server: LiveServer, browser: Browser) -> Any:
+    return server.connect(additional_headers={"Cookie": f"sessionid={browser.cookies['sessionid'].value}"})
+
+
+def publish_order(order: str) -> None:
+    Redis(connection_pool=publisher_pool()).publish(control_channel(), order)
+
+
+def assert_ended(connection: Any) -> None:
+    with pytest.raises(ConnectionClosed) as caught:
+        connection.recv(DEADLINE)
+    assert caught.value.rcvd is not None
+    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4401, "the login has ended")
+
+
+def assert_open(*connections: Any) -> None:
+    for connection in connections:
+        assert connection.ping().wait(DEADLINE)
+
+
+def test_a_logout_ends_the_connections_of_its_session_on_all_servers_and_no_other(
+    start_server: StartServer, ada: User, bob: User
+) -> None:
+    east, west = start_server(), start_server()
+    here, elsewhere = browser_of(ada), browser_of(ada)
+    gone = [page(east, here), page(west, here)]
+    staying = [page(east, elsewhere), page(west, browser_of(bob)), east.connect()]
+    request = SimpleNamespace(session=SessionStore(here.cookies["sessionid"].value), user=ada)
+    logout(request)
+    for connection in gone:
+        assert_ended(connection)
+    assert_open(*staying)
+
+
+def test_a_changed_password_ends_what_was_logged_in_with_the_old_one(start_server: StartServer, ada: User) -> None:
+    connection = page(start_server(), browser_of(ada))
+    ada.set_password("new")
+    ada.save()
+    assert_ended(connection)
+
+
+def test_a_user_that_is_deactivated_or_deleted_is_gone_at_once(start_server: StartServer, ada: User, bob: User) -> None:
+    server = start_server()
+    of_ada, of_bob, stranger = page(server, browser_of(ada)), page(server, browser_of(bob)), server.connect()
+    ada.is_active = False
+    ada.save()
+    assert_ended(of_ada)
+    bob.delete()
+    assert_ended(of_bob)
+    assert_open(stranger)
+
+
+def test_a_user_that_is_saved_for_another_reason_stays(start_server: StartServer, ada: User) -> None:
+    server = start_server()
+    connection = page(server, browser_of(ada))
+    ada.first_name = "Ada"
+    ada.save()
+    (client,) = server.server._limits.clients.values()
+    eventually(lambda: client.user.first_name == "Ada")
+    assert_open(connection)
+
+
+def test_what_gives_no_signal_is_found_by_reading_again(start_server: StartServer, settings: Any, ada: User) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    server = start_server()
+    updated, stranger = page(server, browser_of(ada)), server.connect()
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    assert_ended(updated)
+    assert_open(stranger)
+
+
+def test_a_session_that_is_deleted_ends_and_another_one_of_the_user_does_not(
+    start_server: StartServer, settings: Any, ada: User
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    server, first, second = start_server(), browser_of(ada), browser_of(ada)
+    gone, staying = page(server, first), page(server, second)
+    Session.objects.filter(session_key=first.cookies["sessionid"].value).delete()
+    assert_ended(gone)
+    assert_open(staying)
+
+
+def test_a_known_expiry_ends_it_without_waiting_for_the_interval(start_server: StartServer, ada: User) -> None:
+    browser = browser_of(ada)
+    session = SessionStore(browser.cookies["sessionid"].value)
+    session.set_expiry(2)
+    session.save()
+    began = time.monotonic()
+    connection = page(start_server(), browser)
+    assert_ended(connection)
+    assert time.monotonic() - began < 15
+
+
+def test_a_database_that_cannot_be_read_ends_nobody_and_is_said(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    server = start_server()
+    connection = page(server, browser_of(ada))
+    settings.SESSION_ENGINE = "no.such.engine"
+    (client,) = server.server._limits.clients.values()
+    order = json.dumps({"order": "recheck", "users": [client.user_key]})
+    publish_order(order)
+    eventually(lambda: any("could not be read again" in line for line in log_of()))
+    assert_open(connection)
+
+
+def test_disconnect_ends_a_user_or_a_client_by_hand(start_server: StartServer, ada: User, bob: User) -> None:
+    east, west = start_server(), start_server()
+    of_ada = [page(east, browser_of(ada)), page(west, browser_of(ada))]
+    of_bob, stranger = page(west, browser_of(bob)), east.connect()
+    djmease.disconnect(user=ada)
+    for connection in of_ada:
+        assert_ended(connection)
+    assert_open(of_bob, stranger)
+    eventually(lambda: len(east.server._limits.clients) == 1)
+    djmease.disconnect(client_id=next(iter(east.server._limits.clients)))
+    assert_ended(stranger)
+    djmease.disconnect(user=bob.pk)
+    assert_ended(of_bob)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"user": 1, "client_id": "x"}])
+def test_disconnect_wants_to_know_whom(redis: str, arguments: Any) -> None:
+    with pytest.raises(ValueError, match="a user or a client_id"):
+        djmease.disconnect(**arguments)
+
+
+async def _on_a_loop() -> None:
+    djmease.disconnect(user=1)
+
+
+def test_disconnect_is_not_for_an_event_loop(redis: str) -> None:
+    with pytest.raises(SynchronousOnlyOperation, match="adisconnect"):
+        asyncio.run(_on_a_loop())
+
+
+def test_disconnect_raises_where_redis_is_away(settings: Any) -> None:
+    settings.MEASE_REDIS_URL = "redis://:secret@127.0.0.1:1/0"
+    with pytest.raises(djmease.PublishError) as caught:
+        djmease.disconnect(user=1)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_site_without_redis_saves_and_deletes_users_without_a_word(ada: User, log_of: Log) -> None:
+    ada.save()
+    ada.delete()
+    assert log_of() == []
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"order": "disconnect"},
+        {"order": "disconnect", "users": 7, "clients": [None]},
+        {"order": "end_session", "session": None},
+        {"order": "end_session"},
+        {"order": "recheck", "users": [["x"]]},
+        {"order": ["x"]},
+    ],
+)
+def test_an_order_that_names_nobody_ends_nobody(start_server: StartServer, ada: User, order: Any) -> None:
+    server = start_server()
+    connection, stranger = page(server, browser_of(ada)), server.connect()
+    publish_order(json.dumps(order))
+    djmease.disconnect(client_id="nobody")
+    assert_open(connection, stranger)
