@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
+import os
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tornado.iostream import IOStream
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -176,6 +180,47 @@ def test_a_server_that_stops_is_not_ready(start_server: StartServer, monkeypatch
     response = probe.getresponse()
     assert (response.status, response.read()) == (503, b"the server stops\n")
     probe.close()
+
+
+def test_a_thousand_half_open_connections_harm_nobody_and_leave_nothing(
+    start_server: StartServer, settings: Any, many_files: None
+) -> None:
+    settings.MEASE_HANDSHAKE_TIMEOUT = 2
+
+    @djmease.receiver
+    async def answer(client: Any, message: Any) -> None:
+        client.write_message(message)
+
+    server = start_server()
+    steady = server.connect()
+    files, streams = len(os.listdir("/proc/self/fd")), alive_streams()
+    half_open = [server.raw() for _ in range(1000)]
+    for number, sock in enumerate(half_open):
+        sock.sendall(HANDSHAKE[: number % len(HANDSHAKE)])
+    eventually(lambda: server.call(lambda: len(server.server._http._connections)) >= 900)
+    for number in range(100):
+        steady.send(str(number))
+        assert steady.recv(DEADLINE) == str(number)
+    server.connect().close()
+    eventually(lambda: server.call(lambda: len(server.server._http._connections)) == 0)
+    for sock in half_open:
+        sock.close()
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= files)
+    eventually(lambda: alive_streams() <= streams)
+
+
+def alive_streams() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), IOStream) for each in gc.get_objects())
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """May open as many files as the system allows this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_unfinished_handshakes_are_bounded_and_make_room_again(

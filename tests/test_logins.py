@@ -18,9 +18,11 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.test import Client as Browser
 from redis import Redis
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import djmease
 from djmease.connections import control_channel, publisher_pool
+from djmease.server import logins
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -75,6 +77,27 @@ def test_a_logout_ends_the_connections_of_its_session_on_all_servers_and_no_othe
     for connection in gone:
         assert_ended(connection)
     assert_open(*staying)
+
+
+def test_a_ticket_does_not_outlive_the_session_under_which_it_was_issued(start_server: StartServer, ada: User) -> None:
+    server, browser = start_server(), browser_of(ada)
+    session = SessionStore(browser.cookies["sessionid"].value)
+    ticket = djmease.issue_ticket(ada, session=session)
+    connection = page(server, browser)
+    logout(SimpleNamespace(session=session, user=ada))
+    assert_ended(connection)
+    with connect(f"{server.url}?ticket={ticket}") as late:
+        assert_ended(late)
+
+
+def test_ended_sessions_are_remembered_within_a_bound(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logins, "MAX_REMEMBERED", 3)
+    server = start_server().server
+    for number in range(10):
+        server._logins.end_session({"session": str(number)})
+    assert list(server._logins._ended_sessions) == ["7", "8", "9"]
 
 
 def test_a_changed_password_ends_what_was_logged_in_with_the_old_one(start_server: StartServer, ada: User) -> None:

@@ -23,6 +23,10 @@ ENDED = (4401, "the login has ended")
 """With what clients are closed: no code of a registry, but 401 in the range that is left to applications."""
 BATCH = 100
 """Logins that one hop to a thread reads."""
+MEMORY = 120.0
+"""Seconds for which an ended session is remembered: longer than a handshake takes and a ticket is good."""
+MAX_REMEMBERED = 10_000
+"""Ended sessions that are remembered, at most."""
 MIN_WAIT = 0.05
 """Seconds until the next reading, at least."""
 
@@ -52,6 +56,8 @@ class Logins:
         self._interval = interval
         self._due: list[tuple[float, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended_sessions: dict[str, float] = {}
+        """By hash, with when each may be forgotten, in that order."""
         self._unread = Complaints(logger)
         self.ended = 0
         """Connections that were closed because of this."""
@@ -70,6 +76,10 @@ class Logins:
 
     def add(self, client: Client) -> None:
         """Read a client's login again from time to time, if it has one."""
+        if client.identity.session_hash in self._ended_sessions:
+            # Its session was read, or its ticket issued, before the logout that this server has heard of since.
+            self._end(client)
+            return
         if client.user_key is not None:
             heapq.heappush(self._due, (self._loop.time() + self._wait(client.identity), client.id))
 
@@ -91,9 +101,20 @@ class Logins:
     def end_session(self, order: dict[str, Any]) -> None:
         """Close the connections of a session, which is named by its hash."""
         session = order.get("session")
+        if not isinstance(session, str):
+            return
+        self._remember(session)
         for client in tuple(self._limits.clients.values()):
-            if isinstance(session, str) and client.identity.session_hash == session:
+            if client.identity.session_hash == session:
                 self._end(client)
+
+    def _remember(self, session: str) -> None:
+        now = self._loop.time()
+        remembered = self._ended_sessions
+        while remembered and (len(remembered) >= MAX_REMEMBERED or next(iter(remembered.values())) <= now):
+            del remembered[next(iter(remembered))]
+        remembered.pop(session, None)
+        remembered[session] = now + MEMORY
 
     def recheck(self, order: dict[str, Any]) -> None:
         """Read users again now."""
