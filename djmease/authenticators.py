@@ -13,12 +13,12 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings
 
-from djmease.identities import Identity, of_session
+from djmease.identities import TICKET_SUBPROTOCOL, Identity, of_session
 from djmease.tickets import redeem
 
 TICKET_ARGUMENT = "ticket"
 """The query argument that may hold a ticket."""
-TICKET_SUBPROTOCOL = "mease.ticket."
+TICKET_PREFIX = f"{TICKET_SUBPROTOCOL}."
 """What stands before a ticket among the subprotocols that a page offers."""
 
 Authenticator = Callable[[Any], Any]
@@ -57,8 +57,8 @@ def _ticket(request: Any) -> str | None:
     if not apps.is_installed("django.contrib.auth"):
         return None
     for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
-        if offered.strip().startswith(TICKET_SUBPROTOCOL):
-            return str(offered.strip().removeprefix(TICKET_SUBPROTOCOL))
+        if offered.strip().startswith(TICKET_PREFIX):
+            return str(offered.strip().removeprefix(TICKET_PREFIX))
     for value in request.query_arguments.get(TICKET_ARGUMENT, ()):
         return str(value.decode("latin-1"))
     return None

@@ -41,6 +41,10 @@ class Identity:
 
 
 NOBODY = Identity(read_at=0.0)
+TURNED_AWAY = 4403
+"""With what a client is closed whom an opener does not let in."""
+TICKET_SUBPROTOCOL = "mease.ticket"
+"""What is agreed on with a page that offers it beside the ``mease.ticket.<ticket>`` that it hands over."""
 
 
 def nobody() -> Identity:

@@ -28,6 +28,7 @@ from django.test import override_settings
 from django.utils.module_loading import import_string
 
 from djmease import loader, publishing
+from djmease.identities import TURNED_AWAY
 from djmease.messages import Message, check_group, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
 
@@ -141,13 +142,13 @@ class Page:
         self._site.clients.append(self.client)
 
     def _turn_away(self, reason: str) -> None:
-        self.client.close(4403, reason)
+        self.client.close(TURNED_AWAY, reason)
         self._site.settle()
         self._site.run_all(self._site.registry.closers, self.client)
 
     def send(self, message: Any) -> None:
         """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run, if it was let in."""
-        if self.close_code == 4403:
+        if self.close_code == TURNED_AWAY:
             return
         frame = message if isinstance(message, (str, bytes)) else to_json(message)
         received = self._site.registry.receivers_for(frame)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -107,3 +109,25 @@ def test_the_fixture_of_messages(mease_messages: list[djmease.Message]) -> None:
 def test_the_fixture_of_a_live_server(mease_live_server: LiveServer) -> None:
     with connect(mease_live_server.url):
         pass
+
+
+def test_a_live_server_that_stops_lets_callbacks_and_closers_end() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    @djmease.receiver
+    def take_time(message: Any) -> None:
+        begun.set()
+        assert may_end.wait(20)
+        done.append(message)
+
+    @djmease.closer
+    def say_goodbye() -> None:
+        done.append("closed")
+
+    with ExitStack() as pages:
+        with live_server() as server:
+            pages.enter_context(connect(server.url)).send("whole")
+            assert begun.wait(20)
+            threading.Timer(0.2, may_end.set).start()
+        assert done == ["whole", "closed"]

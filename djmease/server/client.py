@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 from tornado.websocket import WebSocketHandler
 
-from djmease.identities import NOBODY, Identity, Unauthenticated
+from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.server.complaints import Complaints
 from djmease.server.limits import Limits
@@ -19,8 +19,6 @@ from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
-TICKET_SUBPROTOCOL = "mease.ticket"
-"""What is agreed on with a page that offers it beside the ``mease.ticket.<ticket>`` that it hands over."""
 CHALLENGE = 'Mease realm="websocket"'
 """HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
 IDENTIFY_TIMEOUT = 10.0

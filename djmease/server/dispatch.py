@@ -22,7 +22,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 
-from djmease.identities import Identity, reread
+from djmease.identities import TURNED_AWAY, Identity, reread
 from djmease.messages import Message
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.server.client import Client
@@ -56,10 +56,6 @@ ASYNC_HYGIENE_INTERVAL = 1.0
 """Seconds between two looks at the database connections of asynchronous callbacks."""
 
 
-TURNED_AWAY = 4403
-"""With what a client is closed whom an opener does not let in."""
-MAX_REASON_SIZE = 123
-"""Bytes of a reason in a close frame (RFC 6455, section 5.5)."""
 MAX_IDENTITY_AGE = 30.0
 """Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
 Result = TypeVar("Result")
@@ -530,7 +526,7 @@ class Dispatch:
         client.is_turned_away = True
         self.turned_away += 1
         self._denials.say("client %s is turned away by %s: %s", client.id, path, reason)
-        client.close(TURNED_AWAY, reason.encode(errors="replace")[:MAX_REASON_SIZE].decode(errors="ignore"))
+        client.close(TURNED_AWAY, reason)
 
     def _forget_client(self, client: Client) -> None:
         closing = self._client_lanes.pop(client).closing

@@ -133,17 +133,13 @@ class Server:
             "max_message_size": max_message_size,
             "may_deflate": compression,
         }
-        application = Application(
-            [
-                ("/healthz", Health, {"trouble": no_trouble}),
-                ("/readyz", Health, {"trouble": lambda: self.trouble}),
-                (re.escape(path) if path else ".*", Client, handler),
-            ],
-            log_function=_log_request,
-            compress_response=False,
-        )
+        routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
+            ("/healthz", Health, {"trouble": no_trouble}),
+            ("/readyz", Health, {"trouble": lambda: self.trouble}),
+            (re.escape(path) if path else ".*", Client, handler),
+        ]
         self._http = _HTTPServer(
-            application,
+            Application(routes, log_function=_log_request, compress_response=False),
             ssl_options=ssl_context,
             max_header_size=max_header_size,
             max_body_size=0,
@@ -209,8 +205,7 @@ class Server:
     async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._stopping.set()
         self._http.stop()
-        if not listening.done():
-            await self._send_away()
+        await self._send_away()
         self._pings.stop()
         self._logins.stop()
         listening.cancel()
