@@ -223,6 +223,27 @@ _REASONS: tuple[tuple[tuple[type[BaseException], ...], Callable[[str], str]], ..
 )
 
 
+def key_prefix() -> str:
+    """Return what stands before every channel and key, for people."""
+    prefix: str = settings.MEASE_KEY_PREFIX
+    return prefix
+
+
+def servers_key() -> str:
+    """Return the key of the sorted set of the servers that report, by the time of their last report."""
+    return f"{settings.MEASE_KEY_PREFIX}.servers"
+
+
+def server_prefix() -> str:
+    """Return what stands before a server's id in the name of the key of its report."""
+    return f"{settings.MEASE_KEY_PREFIX}.server."
+
+
+def reply_prefix() -> str:
+    """Return what stands before the keys to which servers add their answers."""
+    return f"{settings.MEASE_KEY_PREFIX}.reply."
+
+
 def ticket_prefix() -> str:
     """Return what stands before a ticket's id in the name of the key that says it was used."""
     return f"{settings.MEASE_KEY_PREFIX}.ticket."

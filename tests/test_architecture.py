@@ -21,10 +21,10 @@ PACKAGE = ROOT / "djmease"
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
     {"conf", "types"},
-    {"registry", "messages", "embedded", "identities"},
+    {"registry", "messages", "embedded", "identities", "reports"},
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
-    {"receivers", "revocation", "authenticators", "views"},
+    {"receivers", "revocation", "authenticators", "views", "reporting"},
     {"checks", "test", "__init__"},
     {"apps", "pytest_plugin"},
 ]
@@ -48,7 +48,7 @@ SERVER_LAYERS = [
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types", "identities"}
+PLAIN = {"registry", "messages", "types", "identities", "reports"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},
