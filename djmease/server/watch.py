@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from djmease.registry import Callback
 from djmease.server.complaints import Complaints
+from djmease.server.tallies import Durations
 
 logger = logging.getLogger("djmease.server")
 
@@ -83,6 +84,7 @@ class Watch:
         """Times that the loop stood still."""
         self.loop_delay = 0.0
         """Seconds by which the loop came late to its last timer."""
+        self.loop_delays = Durations()
         self._longest_delay = 0.0
         self._turned_at = self._due_at = 0.0
         self._is_blocked = False
@@ -135,6 +137,7 @@ class Watch:
         now = time.monotonic()
         self.loop_delay = max(0.0, now - self._due_at)
         self._longest_delay = max(self._longest_delay, self.loop_delay)
+        self.loop_delays.add(self.loop_delay)
         before, self._turned_at = self._turned_at, now
         if self._is_blocked:
             self._is_blocked = False
