@@ -22,6 +22,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 import djmease
 from djmease import checks
+from djmease.server import live
 from djmease.server.metrics import COARSE_EDGES, CURE, EDGES, FAMILIES, Exporter, by_known_code, cumulated
 from djmease.server.proxies import FORWARDED, UNIX_PEER, Proxies
 from djmease.server.tallies import BOUNDS, Durations
@@ -301,7 +302,50 @@ def test_the_loop_turns_while_a_thousand_routes_are_written(start_server: StartS
     assert count >= 40
 
 
+def test_a_server_without_redis_has_them_too(settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    server = live.LiveServer()
+    server.start()
+    try:
+        found = families(get(server.port)[2])
+    finally:
+        server.stop()
+    assert [sample.value for sample in found["mease_redis_reconnects"].samples] == [0]
+
+
+def test_without_reports_what_is_not_by_callback_is_counted(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_REPORT_INTERVAL = None
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    server = start_server()
+    client = server.connect()
+    djmease.publish("news", "x")
+    assert client.recv(timeout=DEADLINE) == "x"
+    found = samples(server)
+    assert value(found, "mease_sent_messages_total") == value(found, "mease_published_messages_total") == 1
+    assert value(found, "mease_delivery_lag_seconds_count") == 0
+    assert value(found, "mease_loop_delay_seconds_count") > 0
+
+
 # Who may ask
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("127.0.0.1", "MEASE_METRICS_ALLOW is '127.0.0.1'."),
+        (["127.0.0.1", "prometheus"], "MEASE_METRICS_ALLOW[1] is 'prometheus'."),
+        ([None], "MEASE_METRICS_ALLOW[0] is None."),
+    ],
+)
+def test_a_wrong_setting_is_a_fault(settings: Any, given: Any, message: str) -> None:
+    settings.MEASE_METRICS_ALLOW = given
+    assert [fault.message for fault in checks.faults() if fault.id == "djmease.E008"] == [message]
+
+
+@pytest.mark.parametrize("given", [[], ["127.0.0.1", "::1", "10.0.0.0/8", "fd00::/8", "unix"], ("127.0.0.1",)])
+def test_a_good_setting_is_none(settings: Any, given: Any) -> None:
+    settings.MEASE_METRICS_ALLOW = given
+    assert not [fault for fault in checks.faults() if fault.id == "djmease.E008"]
 
 
 def test_the_host_does_not_matter_and_the_path_is_no_websocket(start_server: StartServer) -> None:
@@ -327,6 +371,11 @@ def test_who_is_not_allowed_is_told_and_logged(
     assert (status, text) == (403, "127.0.0.1 is not in MEASE_METRICS_ALLOW\n")
     assert content_type == "text/plain; charset=utf-8"
     assert any("refused /metrics to 127.0.0.1" in line for line in log_of())
+
+
+def test_nobody_is_allowed_by_an_empty_list(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_METRICS_ALLOW = []
+    assert get(start_server().port)[0] == 403
 
 
 @pytest.mark.parametrize("allowed", [["127.0.0.0/8"], ["127.0.0.1"], ["::/0", "0.0.0.0/0"]])
