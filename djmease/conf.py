@@ -80,6 +80,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     REPORT_INTERVAL: float | None = 2
     # Show the beginning of the last messages in the reports.
     REPORT_BODIES = False
+    # Addresses or networks that may ask for /metrics; 'unix' is who comes by a Unix socket.
+    METRICS_ALLOW = ["127.0.0.1", "::1"]
 
     class Meta:
         prefix = "mease"

@@ -45,6 +45,7 @@ SERVER_LAYERS = [
     {"server.clients"},
     {"server.dispatch", "server.logins"},
     {"server.observer"},
+    {"server.metrics"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},

@@ -53,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_PING_TIMEOUT": 10,
     "MEASE_REPORT_INTERVAL": 2,
     "MEASE_REPORT_BODIES": False,
+    "MEASE_METRICS_ALLOW": ["127.0.0.1", "::1"],
 }
 
 

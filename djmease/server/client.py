@@ -212,7 +212,9 @@ class Client(WebSocketHandler):
         except PermissionDenied as error:
             self._turn_away(403, str(error) or "this handshake is not allowed")
         except Exception as error:
-            self._complaints.say("whose a handshake from %s is could not be read: %r", self.request.remote_ip, error)
+            self._complaints.say(
+                "whose a handshake from %s is could not be read: %r", self.request.remote_ip, error, about=self
+            )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
             self._refuse_too_many()
@@ -234,7 +236,7 @@ class Client(WebSocketHandler):
 
     def _turn_away(self, status: int, reason: str) -> None:
         self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
-        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason)
+        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self)
         self._answer(status, reason + "\n")
 
     def _answer(self, status: int, text: str) -> None:

@@ -27,7 +27,7 @@ from djmease.messages import Message
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, fields_of
 from djmease.server.identity import Authentication
 from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
 from djmease.server.tasks import Tasks
@@ -341,7 +341,8 @@ class Dispatch:
         tallies = self._tallies.for_routing(routing)
         if not tallies:
             self._tallies.unheard(routing)
-            traffic_logger.info("%s %s: no sender", routing, message.id)
+            if traffic_logger.isEnabledFor(logging.INFO):
+                traffic_logger.info("%s %s: no sender", routing, message.id, extra=fields_of(message))
             self._tell(message, None, [], "no sender is registered for this routing here")
             return
         record = self._tallies.heard(message, tallies)
@@ -501,6 +502,7 @@ class Dispatch:
             client.id,
             len(lane),
             MAX_PAUSE,
+            about=client,
         )
         if client.ws_connection is not None:
             client.ws_connection.cut_off(1013, "what you send is not handled in time")
@@ -523,7 +525,7 @@ class Dispatch:
         if reason is None:
             return False
         self.refused += 1
-        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason)
+        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
         if received.is_json:
             client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
         return True
@@ -533,7 +535,9 @@ class Dispatch:
         if traffic_logger.isEnabledFor(logging.INFO):
             closest = self._registry.closest_type(kind)
             meant = f"; did you mean {closest!r}?" if closest else ""
-            self._strangers.say("client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant)
+            self._strangers.say(
+                "client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant, about=client
+            )
 
     def _close(self, lane: Lane, client: Client, entries: tuple[Call | Step, ...]) -> None:
         closing = lane.closing = Closing(entries)
@@ -562,6 +566,7 @@ class Dispatch:
             client.id,
             dropped,
             self.overtaken,
+            about=client,
         )
         successor = self._client_lanes[client] = self._lane(client, self.heard)
         self._close(successor, client, tuple(rest))
@@ -578,7 +583,7 @@ class Dispatch:
     def _turn_away(self, client: Client, path: str, reason: str) -> None:
         client.is_turned_away = True
         self.turned_away += 1
-        self._denials.say("client %s is turned away by %s: %s", client.id, path, reason)
+        self._denials.say("client %s is turned away by %s: %s", client.id, path, reason, about=client)
         client.close(TURNED_AWAY, reason)
 
     def _forget_client(self, client: Client) -> None:
@@ -601,6 +606,7 @@ class Dispatch:
             message.id,
             message.routing,
             self.dropped,
+            about=message,
         )
         self._tell(message, None, [], f"too much waits for the senders of {where}, and it was dropped")
 
@@ -677,7 +683,12 @@ class Dispatch:
         if traffic_logger.isEnabledFor(logging.INFO):
             clients = len(call.arguments.get("clients_list") or call.select())
             traffic_logger.info(
-                "%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, call.seconds * 1000
+                "%s: %s, %d clients, %.1f ms",
+                call.subject,
+                call.callback.path,
+                clients,
+                call.seconds * 1000,
+                extra=fields_of(call.about),
             )
 
     def _ended(self, call: Call, started: float) -> None:
@@ -693,7 +704,8 @@ class Dispatch:
         call.tally.failed(error)
         if call.record is not None:
             call.record.errors += 1
-        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
+        extra = fields_of(call.about)
+        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error, extra=extra)
 
     @property
     def errors(self) -> int:

@@ -70,6 +70,7 @@ def make_server(
         recheck_interval=settings.MEASE_RECHECK_INTERVAL,
         report_interval=settings.MEASE_REPORT_INTERVAL,
         reports_bodies=settings.MEASE_REPORT_BODIES,
+        metrics_allow=settings.MEASE_METRICS_ALLOW,
         revive=revive,
         ssl_context=ssl_context,
     )

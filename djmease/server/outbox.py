@@ -13,6 +13,7 @@ from typing import Any
 from django.utils.functional import Promise
 
 from djmease.messages import to_json
+from djmease.server.complaints import fields_of
 from djmease.server.deflate import deflated
 from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
 from djmease.server.tallies import AUTHOR, Author
@@ -329,5 +330,6 @@ class Outbox:
             "client %s does not read: %d bytes wait for it, over MEASE_MAX_CLIENT_BUFFER; it is closed with 1013",
             getattr(connection.handler, "id", "?"),
             len(connection.backlog),
+            extra=fields_of(connection.handler),
         )
         connection.cut_off(1013, "you do not read what is sent")

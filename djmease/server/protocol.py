@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
 
+from djmease.server.complaints import fields_of
 from djmease.server.deflate import InflateError, TooLongError, inflated, negotiate
 from djmease.server.tls import TLSSocket
 
@@ -589,7 +590,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self.handler.on_ws_connection_close(code, reason or None)
         except Exception:
             # Others are in the middle of their own reading and writing, which this must not end.
-            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"))
+            extra = fields_of(self.handler)
+            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"), extra=extra)
 
     def _disconnect(self) -> None:
         """Give up the socket: the only place that closes it, its reader, its writer and its timer before."""

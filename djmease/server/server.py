@@ -31,11 +31,12 @@ from djmease.server.identity import Authentication
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
+from djmease.server.metrics import Exporter, Metrics
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
-from djmease.server.proxies import Proxies
+from djmease.server.proxies import Peers, Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
 from djmease.server.tallies import Tallies
@@ -89,6 +90,7 @@ class Server:
         recheck_interval: float,
         report_interval: float | None,
         reports_bodies: bool,
+        metrics_allow: Sequence[str],
         revive: Callable[[], Awaitable[None]] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -177,9 +179,16 @@ class Server:
             "max_message_size": max_message_size,
             "may_deflate": compression,
         }
+        metrics = {
+            "exporter": Exporter(self.observer),
+            "allowed": Peers(metrics_allow),
+            "proxies": proxies,
+            "complaints": Complaints(logger),
+        }
         routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
             ("/healthz", Health, {"trouble": no_trouble}),
             ("/readyz", Health, {"trouble": lambda: self.trouble}),
+            ("/metrics", Metrics, metrics),
             (re.escape(path) if path else ".*", Client, handler),
         ]
         self._http = _HTTPServer(
