@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -26,6 +27,8 @@ CONNECT_DEADLINE = 1.0
 """Seconds in all for which a publish tries to connect."""
 CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
+MAX_CHANNELS = 100
+"""Groups or users, with more of whom a message goes by the channel that every server hears."""
 
 Outlet = Callable[[Message], None]
 captures: list[Outlet] = []
@@ -156,7 +159,7 @@ def _send_control(payload: str) -> None:
         if _is_idle():
             return
         raise
-    _exchange(pool, connection, connections.control_channel(), payload)
+    _exchange(pool, connection, [connections.control_channel()], payload)
 
 
 def refuse_event_loop(name: str, asynchronous: str) -> None:
@@ -183,27 +186,47 @@ def _publish(
     _check_routing(routing)
     kind, body = _encode_body(routing, message)
     message_id = messages.new_id()
+    groups = None if group is None else _groups(group)
+    users = None if user is None else _users(user)
+    channels = _channels(routing, groups, users)
     payload = messages.encode(
         kind=kind,
         body=body,
         message_id=message_id,
         published_at=time.time(),
-        groups=None if group is None else _groups(group),
-        users=None if user is None else _users(user),
+        groups=groups,
+        users=users,
+        routing=None if channels is None else routing,
     )
     if captures:
         _hand_over(captures, routing, payload)
         return message_id
     if on_commit and transaction.get_connection(using).in_atomic_block:
-        transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
+        send = functools.partial(_send_after_commit, routing, channels, payload, message_id)
+        transaction.on_commit(send, using=using, robust=True)
         return message_id
     try:
-        _send(routing, payload)
+        _send(routing, channels, payload)
     except PublishError as error:
         if not fail_silently:
             raise
         logger.error("%s", error)
     return message_id
+
+
+def _channels(routing: str, groups: list[str] | None, users: list[str] | None) -> list[str] | None:
+    """Return the channels of those whom a message is for, ``None`` where it goes by that of its routing.
+
+    Whoever is meant by groups and users together is in one of either.
+    """
+    targets = [
+        [f"{connections.group_prefix()}{group}" for group in dict.fromkeys(groups)] if groups is not None else None,
+        [messages.user_channel(connections.user_prefix(), user) for user in dict.fromkeys(users)]
+        if users is not None
+        else None,
+    ]
+    fewest = min((channels for channels in targets if channels is not None), key=len, default=None)
+    return None if fewest is None or len(fewest) > MAX_CHANNELS else fewest
 
 
 def _hand_over(outlets: list[Outlet], routing: str, payload: bytes) -> None:
@@ -242,25 +265,26 @@ def _encode_body(routing: str, message: Any) -> tuple[bytes, bytes]:
     return kind, body
 
 
-def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
+def _send_after_commit(routing: str, channels: list[str] | None, payload: bytes, message_id: str) -> None:
     # Django would log a failing hook too, and then could not say which message it was.
     try:
-        _send(routing, payload)
+        _send(routing, channels, payload)
     except PublishError as error:
         counts["lost_after_commit"] += 1
         logger.error("message %s is lost after the commit: %s", message_id, error)
 
 
-def _send(routing: str, payload: bytes) -> None:
+def _send(routing: str, channels: list[str] | None, payload: bytes) -> None:
     if wires:
         _hand_over(wires, routing, payload)
         return
     try:
-        heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+        everybody = [f"{connections.channel_prefix()}{routing}"]
+        heard = _execute(routing, everybody if channels is None else channels, payload)
     except ImproperlyConfigured as error:
         raise PublishError(routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
-    if not heard:
+    if not heard and channels is None:  # Else it may just be that nobody is there whom it is for.
         _warn_unheard(routing)
 
 
@@ -275,25 +299,29 @@ def _warn_unheard(routing: str) -> None:
         )
 
 
-def _execute(routing: str, channel: str, payload: bytes) -> int:
-    """Send one PUBLISH, and never again what may have been sent: only connecting is tried more than once."""
+def _execute(routing: str, channels: list[str], payload: bytes) -> int:
+    """Publish to the channels, and never again what may have been sent: only connecting is tried more than once."""
     pool = connections.publisher_pool()
-    connection = _connect(routing, pool)
+    connection = _connect(routing, pool) if channels else None
     if connection is None:
         return 0
     try:
-        return _exchange(pool, connection, channel, payload)
+        return _exchange(pool, connection, channels, payload)
     except (RedisError, OSError) as error:
         doubt = "" if isinstance(error, ResponseError) else " (it may have arrived)"
         raise PublishError(routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
 
 
-def _exchange(pool: ConnectionPool, connection: Connection, channel: str, payload: bytes | str) -> int:
-    """Send one PUBLISH, give the connection back, and return how many heard it."""
+def _exchange(pool: ConnectionPool, connection: Connection, channels: list[str], payload: bytes | str) -> int:
+    """Publish to the channels in one go, give the connection back, and return how many heard it, on all of them."""
     try:
-        connection.send_command("PUBLISH", channel, payload)
-        heard: int = connection.read_response()
-        return heard
+        if len(channels) == 1:
+            connection.send_command("PUBLISH", channels[0], payload)
+        else:
+            connection.send_packed_command(
+                connection.pack_commands([("PUBLISH", channel, payload) for channel in channels])
+            )
+        return sum([connection.read_response() for _ in channels])
     except (RedisError, OSError):
         connection.disconnect()
         raise

@@ -30,7 +30,7 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
-    {"server.tls", "server.tallies", "server.reporter"},
+    {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
         "server.readers",

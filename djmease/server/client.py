@@ -39,7 +39,11 @@ class Events(Protocol):
 
     def leave(self, client: Client, group: str) -> None: ...
 
+    async def ajoin(self, client: Client, group: str) -> None: ...
+
     async def identify(self, request: HTTPServerRequest) -> Identity: ...
+
+    async def expect(self, user_key: str) -> None: ...
 
 
 NO_GROUPS: frozenset[str] = frozenset()
@@ -98,6 +102,10 @@ class Client(WebSocketHandler):
         """Messages that it has sent."""
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
+        self.is_present = False
+        """Whether it may join groups: from its handshake until it has gone."""
+        self.heard_as: str | None = None
+        """The user whose channel is heard for it."""
         self.identity = NOBODY
         self.is_turned_away = False
 
@@ -127,8 +135,15 @@ class Client(WebSocketHandler):
         return self.request.remote_ip or ""
 
     def join(self, group: str) -> None:
-        """Put this client into a group. Raises ``ValueError`` for a name that is not one."""
+        """Put this client into a group. Raises ``ValueError`` for a name that is not one.
+
+        In a thread it returns when what is published to the group reaches this client; on the loop ``ajoin`` does.
+        """
         self._events.join(self, check_group(group))
+
+    async def ajoin(self, group: str) -> None:
+        """Do what ``join`` does, in an ``async def``: it is in the group, and hears of it, when this returns."""
+        await self._events.ajoin(self, check_group(group))
 
     def leave(self, group: str) -> None:
         """Take this client out of a group; it is no error where it is in none."""
@@ -216,6 +231,9 @@ class Client(WebSocketHandler):
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
             self._refuse_too_many()
+            if not self._finished and self.user_key is not None:
+                # What is published to the user from the handshake on reaches the client.
+                await self._events.expect(self.user_key)
 
     def _refuse_too_many(self) -> None:
         """Answer a handshake that a limit forbids; the last question, with nothing awaited until the client counts."""

@@ -38,6 +38,8 @@ def make_server(
         sockets=sockets,
         connect=connections.listener_connection if hears_redis else None,
         channel_prefix=connections.channel_prefix(),
+        group_prefix=connections.group_prefix(),
+        user_prefix=connections.user_prefix(),
         heartbeat_channel=connections.heartbeat_channel(),
         control_channel=connections.control_channel(),
         servers_key=connections.servers_key(),

@@ -38,6 +38,7 @@ from djmease.server.pings import Pings
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
+from djmease.server.subscriptions import Subscriptions
 from djmease.server.tallies import Tallies
 
 logger = logging.getLogger("djmease.server")
@@ -63,6 +64,8 @@ class Server:
         sockets: Sequence[socket.socket],
         connect: Callable[[], Connection] | None,
         channel_prefix: str,
+        group_prefix: str,
+        user_prefix: str,
         heartbeat_channel: str,
         control_channel: str,
         servers_key: str,
@@ -99,7 +102,8 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._limits = limits
         self._drain_timeout = drain_timeout
-        self.clients = Clients(self._outbox)
+        self._subscriptions = Subscriptions(loop, group_prefix=group_prefix, user_prefix=user_prefix)
+        self.clients = Clients(self._outbox, self._subscriptions)
         tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
         self._dispatch = Dispatch(
             loop,
@@ -130,6 +134,7 @@ class Server:
             heartbeat_channel=heartbeat_channel,
             control_channel=control_channel,
             heartbeat=heartbeat.encode(),
+            subscriptions=self._subscriptions,
             on_message=self._dispatch.publish,
             on_heartbeat=self.neighbours.hear,
             on_control=self._on_control,
@@ -329,6 +334,7 @@ class Server:
         self.observer.opened += 1
         self._limits.enter(client)
         self._no_clients.clear()
+        self.clients.enter(client)
         self._pings.add(client.ws_connection)
         self._logins.add(client)
         self._dispatch.opened(client)
@@ -338,11 +344,23 @@ class Server:
     def join(self, client: Client, group: str) -> None:
         self.clients.join(client, group)
 
+    async def ajoin(self, client: Client, group: str) -> None:
+        await self.clients.join_on_loop(client, group)
+
     def leave(self, client: Client, group: str) -> None:
         self.clients.leave(client, group)
 
     async def identify(self, request: HTTPServerRequest) -> Identity:
         return await self._dispatch.identify(request)
+
+    async def expect(self, user_key: str) -> None:
+        """Return when what is published to a user comes here, and go on hearing it for a while."""
+        channel = self._subscriptions.of_user(user_key)
+        self._subscriptions.hold(channel)
+        try:
+            await self._subscriptions.wait_on_loop(channel)
+        finally:
+            self._subscriptions.release(channel)
 
     def closed(self, client: Client) -> None:
         self.observer.closed[str(client.close_code or "none")] += 1
