@@ -14,9 +14,16 @@ from tornado.websocket import WebSocketHandler
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.server.complaints import Complaints
+from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
-from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
+from djmease.server.protocol import (
+    HEADED,
+    HEADED_SUBPROTOCOL,
+    SENDABLE_CLOSE_CODES,
+    WebSocketProtocol,
+    is_sendable_close_code,
+)
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
@@ -32,6 +39,8 @@ class Events(Protocol):
     def opened(self, client: Client) -> None: ...
 
     def received(self, client: Client, message: str | bytes) -> None: ...
+
+    def asked(self, client: Client, fields: dict[str, Any]) -> None: ...
 
     def closed(self, client: Client) -> None: ...
 
@@ -104,6 +113,8 @@ class Client(WebSocketHandler):
         self.groups = NO_GROUPS
         self.is_present = False
         """Whether it may join groups: from its handshake until it has gone."""
+        self.own_groups = NO_GROUPS
+        """The groups that it has joined by itself."""
         self.heard_as: str | None = None
         """The user whose channel is heard for it."""
         self.identity = NOBODY
@@ -265,7 +276,8 @@ class Client(WebSocketHandler):
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         # A browser fails the connection where none that it offered is agreed on; a ticket itself is never sent back.
-        return TICKET_SUBPROTOCOL if TICKET_SUBPROTOCOL in subprotocols else None
+        ours = (HEADED_SUBPROTOCOL, TICKET_SUBPROTOCOL)
+        return next((name for name in ours if name in subprotocols), None)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -284,9 +296,41 @@ class Client(WebSocketHandler):
     open = _open
 
     def on_message(self, message: str | bytes) -> None:
-        if self._may_send():
+        if not self._may_send():
+            return
+        if isinstance(message, str) and message.startswith(MARK) and self.takes_headers:
+            self._on_header(message)
+        else:
             self.received += 1
             self._events.received(self, message)
+
+    def _on_header(self, text: str) -> None:
+        connection = self.ws_connection
+        assert connection is not None
+        try:
+            fields, message = read_header(text)
+        except ValueError as error:
+            connection.cut_off(1002, str(error))
+            return
+        if message is not None:
+            self.received += 1
+            self._events.received(self, message)
+        elif fields.get("type") == "ping":
+            self.write_header({"type": "pong"})
+        else:
+            self._events.asked(self, fields)
+
+    def write_header(self, fields: dict[str, Any]) -> None:
+        """Send a header of ``mease.v1``, behind what has been written; nothing to a client that takes none."""
+        connection = self.ws_connection
+        if connection is not None and self.takes_headers:
+            self._outbox.write(connection, header_frame(fields))
+
+    @property
+    def takes_headers(self) -> bool:
+        """Whether ``mease.v1`` was agreed on."""
+        connection = self.ws_connection
+        return connection is not None and bool(connection.takes & HEADED)
 
     def on_ping(self, data: bytes) -> None:
         self._may_send()  # A ping costs as much as a message, for it is answered.

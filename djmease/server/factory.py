@@ -65,6 +65,7 @@ def make_server(
             message_rate=settings.MEASE_MAX_MESSAGE_RATE,
             message_burst=settings.MEASE_MAX_MESSAGE_BURST,
         ),
+        max_groups=settings.MEASE_MAX_GROUPS,
         max_header_size=settings.MEASE_MAX_HEADER_SIZE,
         handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,

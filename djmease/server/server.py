@@ -28,6 +28,7 @@ from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
 from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Authentication
+from djmease.server.joining import Joining
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
@@ -85,6 +86,7 @@ class Server:
         ping_interval: float,
         ping_timeout: float,
         limits: Limits[Client],
+        max_groups: int,
         max_header_size: int,
         handshake_timeout: float,
         drain_timeout: float,
@@ -113,10 +115,12 @@ class Server:
             slow_callback_timeout=slow_callback_timeout,
             authentication=authentication,
             tallies=tallies,
+            joining=Joining(registry, max_groups=max_groups),
             on_traced=self._on_traced,
         )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
+        self.asked = self._dispatch.asked
         self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
         self._logins = Logins(
             loop,
