@@ -14,6 +14,7 @@ TEST = [
     "coverage>=7.6",
     "django-stubs",
     "hypothesis",
+    "jsonschema",
     "mypy",
     "pytest",
     "pytest-django",

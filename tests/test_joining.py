@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from websockets.exceptions import ConnectionClosed
 
 import djmease
@@ -17,7 +18,7 @@ from djmease import loader
 from djmease.server.client import Client
 from djmease.server.forms import forms_of, header_of, read_header
 from djmease.server.outbox import frame_of
-from tests.support import DEADLINE, LiveServer, eventually
+from tests.support import DEADLINE, ROOT, LiveServer, eventually
 from tests.test_groups import logged_in
 
 StartServer = Callable[[], LiveServer]
@@ -50,6 +51,18 @@ class Page:
         fields, message = self.receive()
         assert message is None
         return fields
+
+    def all_headers(self) -> Iterator[dict[str, Any]]:
+        """Ask for everything there is, and yield what is asked and what is answered."""
+        for fields in (
+            {"type": "join", "group": "open.7", "ref": 1},
+            {"type": "leave", "group": "open.7"},
+            {"type": "join", "group": "other", "ref": -1},
+            {"type": "join", "group": "users"},
+            {"type": "ping"},
+        ):
+            yield fields
+            yield self.ask(**fields)
 
     def receive(self) -> tuple[dict[str, Any], str | None]:
         text = self.connection.recv(DEADLINE)
@@ -294,3 +307,26 @@ def test_what_has_a_header_is_read_as_it_was_written(body: str | bytes, groups: 
         assert fields == ({} if groups is None else {"groups": list(groups)})
     else:
         assert text == expected and groups is None
+
+
+def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServer) -> None:
+    text = (ROOT / "docs" / "mease-v1.rst").read_text().partition(".. code-block:: json\n")[2]
+    validator = Draft202012Validator(json.loads(text))
+    Draft202012Validator.check_schema(validator.schema)
+    page = Page(start_server())
+    said = [*page.all_headers(), page.ask(type="join", group="open.1")]
+    djmease.publish("news", "x", group="open.1")
+    for fields in (*said, page.receive()[0], {}):
+        validator.validate(fields)
+    for wrong in (
+        {"type": "join"},
+        {"type": "dance"},
+        {"ref": 1},
+        {"groups": []},
+        {"type": "refused"},
+        {"groups": "a"},
+    ):
+        assert not validator.is_valid(wrong)
+    reasons = set(validator.schema["properties"]["reason"]["enum"])
+    source = (ROOT / "djmease" / "server" / "joining.py").read_text() + (ROOT / "djmease" / "registry.py").read_text()
+    assert all(f'"{reason}"' in source for reason in reasons)
