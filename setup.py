@@ -15,6 +15,7 @@ TEST = [
     "coverage>=7.6",
     "django-stubs",
     "hypothesis",
+    "jsonschema",
     "mypy",
     "pytest",
     "pytest-django",

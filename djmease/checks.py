@@ -146,6 +146,7 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_MAX_CONNECTIONS", _optional(_is_integer(1)), "a positive number of connections, or None"),
     ("MEASE_MAX_CONNECTIONS_PER_USER", _optional(_is_integer(1)), "a positive number of connections, or None"),
     ("MEASE_MAX_CONNECTIONS_PER_ADDRESS", _optional(_is_integer(1)), "a positive number of connections, or None"),
+    ("MEASE_MAX_GROUPS", _is_integer(1), "a positive number of groups"),
     ("MEASE_MAX_HEADER_SIZE", _is_integer(1024), "a number of bytes, at least 1024"),
     ("MEASE_HANDSHAKE_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -26,6 +27,8 @@ CONNECT_DEADLINE = 1.0
 """Seconds in all for which a publish tries to connect."""
 CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
+MAX_CHANNELS = 100
+"""Groups or users, with more of whom a message goes by the channel that every server hears."""
 
 Outlet = Callable[[Message], None]
 captures: list[Outlet] = []
@@ -156,7 +159,7 @@ def _send_control(payload: str) -> None:
         if _is_idle():
             return
         raise
-    _exchange(pool, connection, connections.control_channel(), payload)
+    _exchange(pool, connection, [connections.control_channel()], payload)
 
 
 def refuse_event_loop(name: str, asynchronous: str) -> None:
@@ -180,34 +183,78 @@ def _publish(
     on_commit: bool,
     fail_silently: bool,
 ) -> str:
-    _check_routing(routing)
+    outgoing = _encode(routing, message, group=group, user=user)
+    if captures:
+        _hand_over(captures, outgoing)
+        return outgoing.id
+    if on_commit and transaction.get_connection(using).in_atomic_block:
+        transaction.on_commit(lambda: _send_after_commit(outgoing), using=using, robust=True)
+        return outgoing.id
+    try:
+        _send(outgoing)
+    except PublishError as error:
+        if not fail_silently:
+            raise
+        logger.error("%s", error, extra=outgoing.fields)
+    return outgoing.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message on its way to Redis."""
+
+    routing: str
+    id: str
+    channels: list[str] | None
+    """Those of the groups or users that it is for; ``None`` where it goes by that of its routing."""
+    payload: bytes
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a log record about it gets beside its text."""
+        return {"routing": self.routing, "message_id": self.id}
+
+
+def _encode(
+    routing: str, message: Any, *, group: str | Iterable[str] | None, user: Any, trace: str | None = None
+) -> Outgoing:
+    """Return a message as it is sent, or raise what ``publish`` does for one that it does not take."""
+    check_routing(routing)
     kind, body = _encode_body(routing, message)
     message_id = messages.new_id()
+    groups = None if group is None else _groups(group)
+    users = None if user is None else _users(user)
+    channels = _channels(groups, users)
     payload = messages.encode(
         kind=kind,
         body=body,
         message_id=message_id,
         published_at=time.time(),
-        groups=None if group is None else _groups(group),
-        users=None if user is None else _users(user),
+        groups=groups,
+        users=users,
+        trace=trace,
+        routing=None if channels is None else routing,
     )
-    if captures:
-        _hand_over(captures, routing, payload)
-        return message_id
-    if on_commit and transaction.get_connection(using).in_atomic_block:
-        transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
-        return message_id
-    try:
-        _send(routing, payload, message_id)
-    except PublishError as error:
-        if not fail_silently:
-            raise
-        logger.error("%s", error, extra=_fields(routing, message_id))
-    return message_id
+    return Outgoing(routing=routing, id=message_id, channels=channels, payload=payload)
 
 
-def _hand_over(outlets: list[Outlet], routing: str, payload: bytes) -> None:
-    message = messages.decode(routing, payload)
+def _channels(groups: list[str] | None, users: list[str] | None) -> list[str] | None:
+    """Return the channels of those whom a message is for, ``None`` where it goes by that of its routing.
+
+    Whoever is meant by groups and users together is in one of either.
+    """
+    targets = [
+        [f"{connections.group_prefix()}{group}" for group in dict.fromkeys(groups)] if groups is not None else None,
+        [messages.user_channel(connections.user_prefix(), user) for user in dict.fromkeys(users)]
+        if users is not None
+        else None,
+    ]
+    fewest = min((channels for channels in targets if channels is not None), key=len, default=None)
+    return None if fewest is None or len(fewest) > MAX_CHANNELS else fewest
+
+
+def _hand_over(outlets: list[Outlet], outgoing: Outgoing) -> None:
+    message = messages.decode(outgoing.routing, outgoing.payload)
     for outlet in tuple(outlets):
         outlet(message)
 
@@ -222,7 +269,8 @@ def _users(user: Any) -> list[str]:
     return [messages.primary_key(each) for each in (user if is_several else [user])]
 
 
-def _check_routing(routing: str) -> None:
+def check_routing(routing: str) -> None:
+    """Raise ``ValueError`` or ``UnknownRouting``, as ``publish`` does, for a name that it does not take."""
     messages.check_routing(routing)
     if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
         raise UnknownRouting(routing, loader.closest_routings(routing))
@@ -242,65 +290,72 @@ def _encode_body(routing: str, message: Any) -> tuple[bytes, bytes]:
     return kind, body
 
 
-def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
+def _send_after_commit(outgoing: Outgoing) -> None:
     # Django would log a failing hook too, and then could not say which message it was.
     try:
-        _send(routing, payload, message_id)
+        _send(outgoing)
     except PublishError as error:
         counts["lost_after_commit"] += 1
-        extra = _fields(routing, message_id)
-        logger.error("message %s is lost after the commit: %s", message_id, error, extra=extra)
+        logger.error("message %s is lost after the commit: %s", outgoing.id, error, extra=outgoing.fields)
 
 
-def _fields(routing: str, message_id: str) -> dict[str, str]:
-    """Return what a log record gets beside its text."""
-    return {"routing": routing, "message_id": message_id}
+def _send(outgoing: Outgoing) -> None:
+    heard = _hand_to_redis(outgoing)
+    if heard == 0 and outgoing.channels is None:  # Else it may just be that nobody is there whom it is for.
+        _warn_unheard(outgoing)
 
 
-def _send(routing: str, payload: bytes, message_id: str) -> None:
+def _hand_to_redis(outgoing: Outgoing) -> int | None:
+    """Return how many servers heard it, ``None`` where ``djmease.test`` has taken it."""
     if wires:
-        _hand_over(wires, routing, payload)
-        return
+        _hand_over(wires, outgoing)
+        return None
     try:
-        heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+        heard = _execute(outgoing)
     except ImproperlyConfigured as error:
-        raise PublishError(routing, "an address that is not known", str(error)) from error
+        raise PublishError(outgoing.routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
-    if not heard:
-        _warn_unheard(routing, message_id)
+    return heard
 
 
-def _warn_unheard(routing: str, message_id: str) -> None:
+def _warn_unheard(outgoing: Outgoing) -> None:
     counts["unheard"] += 1
     if counts["unheard"] == 1:
         logger.warning(
             "nobody hears %r: no WebSocket server is connected to %s; start one with: python manage.py "
             "run_websocket_server (said once)",
-            routing,
+            outgoing.routing,
             connections.address(),
-            extra=_fields(routing, message_id),
+            extra=outgoing.fields,
         )
 
 
-def _execute(routing: str, channel: str, payload: bytes) -> int:
-    """Send one PUBLISH, and never again what may have been sent: only connecting is tried more than once."""
+def _execute(outgoing: Outgoing) -> int:
+    """Publish to its channels, and never again what may have been sent: only connecting is tried more than once."""
+    channels = outgoing.channels
+    if channels is None:
+        channels = [f"{connections.channel_prefix()}{outgoing.routing}"]
     pool = connections.publisher_pool()
-    connection = _connect(routing, pool)
+    connection = _connect(outgoing.routing, pool) if channels else None
     if connection is None:
         return 0
     try:
-        return _exchange(pool, connection, channel, payload)
+        return _exchange(pool, connection, channels, outgoing.payload)
     except (RedisError, OSError) as error:
         doubt = "" if isinstance(error, ResponseError) else " (it may have arrived)"
-        raise PublishError(routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
+        raise PublishError(outgoing.routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
 
 
-def _exchange(pool: ConnectionPool, connection: Connection, channel: str, payload: bytes | str) -> int:
-    """Send one PUBLISH, give the connection back, and return how many heard it."""
+def _exchange(pool: ConnectionPool, connection: Connection, channels: list[str], payload: bytes | str) -> int:
+    """Publish to the channels in one go, give the connection back, and return how many heard it, on all of them."""
     try:
-        connection.send_command("PUBLISH", channel, payload)
-        heard: int = connection.read_response()
-        return heard
+        if len(channels) == 1:
+            connection.send_command("PUBLISH", channels[0], payload)
+        else:
+            connection.send_packed_command(
+                connection.pack_commands([("PUBLISH", channel, payload) for channel in channels])
+            )
+        return sum([connection.read_response() for _ in channels])
     except (RedisError, OSError):
         connection.disconnect()
         raise

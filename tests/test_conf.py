@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_RECEIVERS": [],
     "MEASE_OPENERS": [],
     "MEASE_CLOSERS": [],
+    "MEASE_GROUPS": {},
+    "MEASE_MAX_GROUPS": 100,
     "MEASE_AUTODISCOVER": True,
     "MEASE_STRICT_ROUTING": True,
     "MEASE_COMPRESSION": False,

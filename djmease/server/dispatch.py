@@ -29,6 +29,7 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints, fields_of
 from djmease.server.identity import Authentication
+from djmease.server.joining import Joining
 from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
 from djmease.server.tasks import Tasks
 from djmease.server.watch import Watch
@@ -85,6 +86,8 @@ class Call:
     reached: int = 0
     """Times that it has written to a client, as far as the loop knows."""
     error: BaseException | None = None
+    header: bytes | None = None
+    """What goes before its messages where a client takes headers."""
 
     callback: Callback = field(init=False)
 
@@ -278,12 +281,14 @@ class Dispatch:
         slow_callback_timeout: float,
         authentication: Authentication,
         tallies: Tallies,
+        joining: Joining,
         on_traced: Callable[[Message, Record | None, list[Call], str | None], None],
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
         self._tallies = tallies
+        self._joining = joining
         self._on_traced = on_traced
         """Told of a message that somebody traces: what became of it, its calls, or why there are none."""
         self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
@@ -359,8 +364,9 @@ class Dispatch:
             return
         body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
+        header = None if message.groups is None else self._joining.header(message.groups)
         calls = [
-            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record)
+            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record, header=header)
             for tally in tallies
         ]
         if message.trace is None:
@@ -404,6 +410,19 @@ class Dispatch:
             if is_full and client.ws_connection is not None:
                 client.ws_connection.pause_reading()
                 lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
+
+    def asked(self, client: Client, fields: dict[str, Any]) -> None:
+        """Do what a client asks for by a header of ``mease.v1``, behind what it has sent before."""
+        lane = self._client_lanes.get(client)
+        if lane is not None:
+            call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot)
+            if self._joining.needs_thread(fields):
+                call.refuse = functools.partial(self._refuse_join, client, fields)
+            lane.put(call, size=CALL_SIZE)
+
+    def _refuse_join(self, client: Client, fields: dict[str, Any]) -> bool:
+        self._reread(client)
+        return self._joining.refuse(client, fields)
 
     def closed(self, client: Client) -> None:
         """Take the client from among the others behind what it has sent, and run the closers."""
@@ -519,8 +538,7 @@ class Dispatch:
         return call
 
     def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
-        if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
-            self._clients.reidentify(client, reread(client.identity))
+        self._reread(client)
         reason = rule.refusal(client.user)
         if reason is None:
             return False
@@ -529,6 +547,11 @@ class Dispatch:
         if received.is_json:
             client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
         return True
+
+    def _reread(self, client: Client) -> None:
+        """Read a client's user again, in a thread, if that was some time ago."""
+        if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
+            self._clients.reidentify(client, reread(client.identity))
 
     def _note_unheard(self, client: Client, kind: str) -> None:
         self.unheard += 1
@@ -671,7 +694,7 @@ class Dispatch:
         call.started = time.monotonic()
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
-        if call.record is None:
+        if call.record is None and call.header is None:
             return None
         self._clients.outbox.end_run()  # Or it would write in the name of another call.
         return AUTHOR.set(call)

@@ -34,6 +34,10 @@ before."""
 class Author(Protocol):
     """Who is told how often what it has written was handed on."""
 
+    @property
+    def header(self) -> bytes | None:
+        """What goes before its messages where a client takes headers."""
+
     def wrote(self, count: int) -> None: ...
 
 
