@@ -22,7 +22,7 @@ PACKAGE = ROOT / "djmease"
 LAYERS = [
     {"conf", "types"},
     {"registry", "messages", "embedded", "identities"},
-    {"connections", "loader"},
+    {"connections", "loader", "rereading"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views"},
     {"checks", "test", "__init__"},
@@ -48,7 +48,7 @@ SERVER_LAYERS = [
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types", "identities"}
+PLAIN = {"registry", "messages", "types", "identities", "rereading"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

@@ -15,14 +15,17 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connections as databases
 from django.test import Client as Browser
+from django.test.utils import CaptureQueriesContext
 from redis import Redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import djmease
 from djmease.connections import control_channel, publisher_pool
-from djmease.server import logins
+from djmease.rereading import reread_all
+from djmease.server import dispatch, logins
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -146,6 +149,48 @@ def test_a_session_that_is_deleted_ends_and_another_one_of_the_user_does_not(
     Session.objects.filter(session_key=first.cookies["sessionid"].value).delete()
     assert_ended(gone)
     assert_open(staying)
+
+
+def test_a_hundred_clients_of_a_hundred_users_are_read_again_with_a_handful_of_queries(
+    start_server: StartServer, settings: Any, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    server = start_server()
+    users = [User.objects.create(username=f"user-{number}", password="old") for number in range(100)]
+    pages = [page(server, browser_of(user)) for user in users]
+    queries: list[int] = []
+
+    def counted(identities: Any) -> Any:
+        with CaptureQueriesContext(databases["default"]) as captured:
+            found = reread_all(identities)
+        queries.append(len(captured))
+        return found
+
+    monkeypatch.setattr(logins, "reread_all", counted)
+    publish_order(json.dumps({"order": "recheck", "users": [str(user.pk) for user in users]}))
+    eventually(lambda: queries)
+    assert queries == [2]
+    assert_open(pages[0], pages[-1])
+    User.objects.filter(pk=users[7].pk).update(is_active=False)
+    publish_order(json.dumps({"order": "recheck", "users": [str(user.pk) for user in users]}))
+    assert_ended(pages[7])
+    assert_open(*pages[:7], *pages[8:])
+
+
+def test_a_login_that_a_receivers_rule_found_ended_ends_too(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @djmease.receiver(type="say", login_required=True)
+    def say(client: Any) -> None: ...
+
+    settings.MEASE_RECHECK_INTERVAL = 2
+    monkeypatch.setattr(dispatch, "MAX_IDENTITY_AGE", 0.0)
+    server = start_server()
+    connection = page(server, browser_of(ada))
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    connection.send('{"type": "say"}')
+    assert json.loads(connection.recv(DEADLINE))["type"] == "mease.refused"
+    assert_ended(connection)
 
 
 def test_a_known_expiry_ends_it_without_waiting_for_the_interval(start_server: StartServer, ada: User) -> None:

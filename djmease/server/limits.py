@@ -70,6 +70,10 @@ class Limits(Generic[Client]):
         """Return who is connected as this user."""
         return tuple(self._users.get(key, {}).values())
 
+    def user_key_of(self, client: Client) -> str | None:
+        """Return as whose a client, which has entered, is counted: whose it was when it came."""
+        return self._counted_as[client.id][0]
+
     def refusal(self, address: str, user_key: str | None) -> Refusal | None:
         """Return why one more from this address, and of this user, is too many."""
         if len(self.clients) >= self._connections:

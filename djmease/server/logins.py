@@ -8,10 +8,11 @@ import heapq
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from djmease.identities import Identity, reread
+from djmease.identities import Identity
+from djmease.rereading import reread_all
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
@@ -80,7 +81,7 @@ class Logins:
             # Its session was read, or its ticket issued, before the logout that this server has heard of since.
             self._end(client)
             return
-        if client.user_key is not None:
+        if self._limits.user_key_of(client) is not None:
             heapq.heappush(self._due, (self._loop.time() + self._wait(client.identity), client.id))
 
     def _wait(self, identity: Identity) -> float:
@@ -149,7 +150,7 @@ class Logins:
     async def _check(self, clients: Sequence[Client]) -> None:
         for start in range(0, len(clients), BATCH):
             batch = clients[start : start + BATCH]
-            found = await self._in_thread(functools.partial(_reread_all, [client.identity for client in batch]))
+            found = await self._in_thread(functools.partial(reread_all, [client.identity for client in batch]))
             for client, identity in zip(batch, found, strict=True):
                 self._take(client, identity)
 
@@ -159,9 +160,9 @@ class Logins:
         if isinstance(identity, Exception):
             self._unread.say("the login of client %s could not be read again: %r", client.id, identity)
         else:
-            before = client.user_key
             self._clients.reidentify(client, identity)
-            if client.user_key != before:
+            # A receiver's rule may have read it before, and found that the login has ended.
+            if client.user_key != self._limits.user_key_of(client):
                 self._end(client)
                 return
         self.add(client)
@@ -170,25 +171,3 @@ class Logins:
 def _names(order: dict[str, Any], field: str) -> list[str]:
     names = order.get(field)
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _reread_all(identities: Iterable[Identity]) -> list[Identity | Exception]:
-    """Read each again, those of one session once; it blocks."""
-    known: dict[str, Identity | Exception] = {}
-    found = []
-    for identity in identities:
-        name = identity.session_hash
-        if name is None or identity.session is None:
-            found.append(_reread(identity))
-        else:
-            if name not in known:
-                known[name] = _reread(identity)
-            found.append(known[name])
-    return found
-
-
-def _reread(identity: Identity) -> Identity | Exception:
-    try:
-        return reread(identity)
-    except Exception as error:
-        return error
