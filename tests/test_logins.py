@@ -238,6 +238,14 @@ def test_disconnect_wants_to_know_whom(redis: str, arguments: Any) -> None:
         djmease.disconnect(**arguments)
 
 
+@pytest.mark.parametrize("client_id", [7, b"x", ["x"]])
+def test_disconnect_refuses_what_is_no_id(redis: str, client_id: Any) -> None:
+    with pytest.raises(TypeError, match="client_id is a client's id, a str, and not"):
+        djmease.disconnect(client_id=client_id)
+    with pytest.raises(TypeError, match="client_id"):
+        asyncio.run(djmease.adisconnect(client_id=client_id))
+
+
 async def _on_a_loop() -> None:
     djmease.disconnect(user=1)
 
