@@ -13,6 +13,7 @@ TEST = [
     "build",
     "coverage>=7.6",
     "django-stubs",
+    "gunicorn",
     "hypothesis",
     "mypy",
     "pytest",
