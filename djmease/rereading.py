@@ -24,6 +24,7 @@ from django.utils.crypto import constant_time_compare
 from djmease.identities import Identity, auth_hash, is_of_the_model, of_loaded_session, open_session, reread
 
 Outcome = Identity | Exception
+"""Whose a connection is by now, or why that could not be read."""
 
 
 def reread_all(identities: Sequence[Identity]) -> list[Outcome]:

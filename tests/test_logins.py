@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import djmease
+from djmease import authenticators
 from djmease.connections import control_channel, publisher_pool
 from djmease.rereading import reread_all
 from djmease.server import dispatch, logins
@@ -135,6 +138,9 @@ def test_what_gives_no_signal_is_found_by_reading_again(start_server: StartServe
     settings.MEASE_RECHECK_INTERVAL = 0.2
     server = start_server()
     updated, stranger = page(server, browser_of(ada)), server.connect()
+    (client,) = server.server._limits.of_user(str(ada.pk))
+    # What is due for it more than once is read once.
+    server.call(lambda: [server.server._logins._schedule(client) for _ in range(100)])
     User.objects.filter(pk=ada.pk).update(is_active=False)
     assert_ended(updated)
     assert_open(stranger)
@@ -175,6 +181,91 @@ def test_a_hundred_clients_of_a_hundred_users_are_read_again_with_a_handful_of_q
     publish_order(json.dumps({"order": "recheck", "users": [str(user.pk) for user in users]}))
     assert_ended(pages[7])
     assert_open(*pages[:7], *pages[8:])
+
+
+def test_orders_for_a_user_that_come_together_are_read_together_and_leave_nothing_behind(
+    start_server: StartServer, settings: Any, ada: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site may save its users with each request."""
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    server = start_server()
+    pages = [page(server, browser_of(ada)), page(server, browser_of(bob))]
+    reads: list[int] = []
+    may_go_on = threading.Event()
+
+    def slow(identities: Any) -> Any:
+        reads.append(len(identities))
+        may_go_on.wait(DEADLINE)
+        return reread_all(identities)
+
+    monkeypatch.setattr(logins, "reread_all", slow)
+    found = server.server._logins
+
+    def ask(*users: User) -> None:
+        server.call(lambda: found.recheck({"users": [*(str(user.pk) for user in users), "nobody"]}))
+
+    ask(ada)
+    eventually(lambda: reads == [1])
+    for _ in range(50):
+        ask(ada)
+        ask(ada, bob)
+    may_go_on.set()
+    eventually(lambda: reads == [1, 2] and not server.call(lambda: found._is_reading_asked))
+    assert found._asked == set()
+    (client, _) = server.server._limits.clients.values()
+    server.call(lambda: [found._schedule(client) for _ in range(1000)])
+    # Only what is due before all else, by chance, is noted beside it.
+    assert len(found._next) == 2 and len(found._due) < 50
+    assert_open(*pages)
+
+
+seen = threading.Event()
+may_enter = threading.Event()
+
+
+def reads_and_waits(request: Any) -> Any:
+    identity = authenticators.session(request)
+    seen.set()
+    may_enter.wait(DEADLINE)
+    return identity
+
+
+def test_a_user_that_is_deactivated_during_its_handshake_does_not_get_by(
+    start_server: StartServer, settings: Any, ada: User
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    settings.MEASE_AUTHENTICATORS = [f"{__name__}.reads_and_waits"]
+    server, browser = start_server(), browser_of(ada)
+    seen.clear()
+    may_enter.clear()
+    with ThreadPoolExecutor() as pool:
+        coming = pool.submit(page, server, browser)
+        assert seen.wait(DEADLINE)
+        ada.is_active = False
+        ada.save()
+        eventually(lambda: server.call(lambda: str(ada.pk) in server.server._logins._asked_lately))
+        may_enter.set()
+        assert_ended(coming.result(DEADLINE))
+
+
+def test_what_fails_as_a_whole_is_tried_again(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    server = start_server()
+    failures = iter([RuntimeError("no thread"), RuntimeError("no database")])
+
+    def fails_twice(identities: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return reread_all(identities)
+
+    monkeypatch.setattr(logins, "reread_all", fails_twice)
+    connection = page(server, browser_of(ada))
+    eventually(lambda: any("could not be read again" in line for line in log_of()))
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    assert_ended(connection)
+    assert next(failures, None) is None
 
 
 def test_a_login_that_a_receivers_rule_found_ended_ends_too(
