@@ -422,7 +422,10 @@ def test_the_units_socket_is_taken_over_and_keeps_who_comes_during_a_restart(pro
     """As the units do: who holds the socket starts the server, which serves it as number 3."""
     project.registry(REGISTRY)
     path = project.runtime.parent / "activated.sock"
-    command = ["systemd-socket-activate", "-l", str(path), sys.executable, *command_of("shop-websocket.service")]
+    # It hands on what it is told to of its environment: where the package is, and what measures the tests.
+    handed_on = [f"--setenv={name}" for name in ("PYTHONPATH", *os.environ) if name.startswith(("PYTHON", "COVERAGE"))]
+    program = [sys.executable, *command_of("shop-websocket.service")]
+    command = ["systemd-socket-activate", *handed_on, "-l", str(path), *program]
     server = Process(command, project.home, {"DJANGO_SETTINGS_MODULE": "site_settings"})
     try:
         eventually(path.exists, "the socket")
