@@ -367,3 +367,10 @@ def test_a_json_formatter_shows_the_fields(start_server: StartServer, settings: 
     assert raised["client_id"] == only_client(server).id
     unknown = next(line for line in found if "is not known" in line["text"])
     assert unknown.keys() == {"logger", "text"}
+
+
+def test_the_readme_has_this_configuration() -> None:
+    readme = (ROOT / "README.rst").read_text()
+    block = re.search(r"^    LOGGING = (\{.*?^    \})", readme, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    assert ast.literal_eval(re.sub(r"^    ", "", block[1], flags=re.MULTILINE)) == LOGGING
