@@ -24,6 +24,8 @@ MAX_CLIENTS = 300
 """How many clients are told at once."""
 MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
 """Seconds that one question to Redis waits."""
+LATE = 3
+"""Intervals without a report after which a server is late."""
 START_COMMAND = "python manage.py run_websocket_server"
 
 
@@ -258,7 +260,7 @@ def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
             is_error=False,
         )
     late = now - server.reported_at
-    if late > 3 * server.interval:
+    if late > LATE * server.interval:
         yield Problem(
             kind="late",
             text=f"{name} last reported {late:.0f} seconds ago.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -274,6 +274,17 @@ def read_server(report: bytes, callbacks: bytes) -> ServerReport:
     # Those that were never called are not in the report.
     said["callbacks"] = [_merged(about, counts.get(str(index), {})) for index, about in enumerate(described)]
     return read(ServerReport, said)
+
+
+def to_plain(value: Any) -> Any:
+    """Return reports, and what else is made of dataclasses, as what JSON can hold: their fields by name."""
+    if is_dataclass(value):
+        return {each.name: to_plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_plain(each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(each) for each in value]
+    return value
 
 
 def _merged(about: Any, counts: Any) -> dict[str, Any]:

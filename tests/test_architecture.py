@@ -20,12 +20,12 @@ PACKAGE = ROOT / "djmease"
 
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
-    {"conf", "types"},
+    {"conf", "types", "tables"},
     {"registry", "messages", "embedded", "identities", "reports"},
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
-    {"checks", "test", "__init__"},
+    {"checks", "test", "__init__", "status_text"},
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
