@@ -180,7 +180,7 @@ def _publish(
     on_commit: bool,
     fail_silently: bool,
 ) -> str:
-    _check_routing(routing)
+    check_routing(routing)
     kind, body = _encode_body(routing, message)
     message_id = messages.new_id()
     payload = messages.encode(
@@ -222,7 +222,8 @@ def _users(user: Any) -> list[str]:
     return [messages.primary_key(each) for each in (user if is_several else [user])]
 
 
-def _check_routing(routing: str) -> None:
+def check_routing(routing: str) -> None:
+    """Raise ``ValueError`` or ``UnknownRouting``, as ``publish`` does, for a name that it does not take."""
     messages.check_routing(routing)
     if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
         raise UnknownRouting(routing, loader.closest_routings(routing))

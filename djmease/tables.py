@@ -54,9 +54,14 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, width: int, heading
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     cells = [[Cell(printable(cell.text), cell.paint) for cell in row] for row in cells]
     titles = [Cell(column.title, heading) for column in columns]
-    natural = [max(width_of(row[index].text) for row in [titles, *cells]) for index in range(len(columns))]
+    natural = [_natural([row[index].text for row in [titles, *cells]]) for index in range(len(columns))]
     widths = _fit(columns, natural, width - len(INDENT))
     return [_line(columns, row, widths) for row in [titles, *cells]]
+
+
+def _natural(texts: Sequence[str]) -> int:
+    """Return the width of a column, 0 where nothing stands below its title."""
+    return max(map(width_of, texts)) if any(texts[1:]) else 0
 
 
 def _fit(columns: Sequence[Column], natural: Sequence[int], room: int) -> dict[int, int]:

@@ -25,7 +25,7 @@ LAYERS = [
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
-    {"checks", "test", "__init__", "status_text"},
+    {"checks", "test", "__init__", "status_text", "routes_text"},
     {"apps", "pytest_plugin"},
 ]
 SERVER_LAYERS = [
