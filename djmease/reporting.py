@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -141,10 +142,16 @@ def answers(token: str, *, expected: int, timeout: float) -> Iterator[dict[str, 
     while expected and (left := deadline - time.monotonic()) > 0:
         # Redis takes 0 for "as long as it takes", and must answer before its connection is given up.
         found = redis.blpop([key], timeout=max(0.01, min(left, MAX_SLICE)))
-        answer = json.loads(found[1]) if found is not None else None
+        answer = None if found is None else _parsed(found[1])
         if isinstance(answer, dict):
             expected -= 1
             yield answer
+
+
+def _parsed(payload: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(payload)
+    return None
 
 
 def _redis() -> Any:

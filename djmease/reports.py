@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+NO_SENDER = "no sender is registered for this routing here"
+"""Why a server ran no sender of a message that is traced."""
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 

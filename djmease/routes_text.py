@@ -20,15 +20,15 @@ _CALLBACK = (
     Column(title="options", rank=4, least=12),
     Column(title="declared in", rank=1, least=16, keeps_end=True),
 )
-ROUTE_COLUMNS = (Column(title="routing", least=8), Column(title="sender", least=20, keeps_end=True), *_CALLBACK)
+ROUTE_COLUMNS = (Column(title="routing", least=12), Column(title="sender", least=26, keeps_end=True), *_CALLBACK)
 RECEIVER_COLUMNS = (
-    Column(title="receiver", least=20, keeps_end=True),
+    Column(title="receiver", least=26, keeps_end=True),
     Column(title="hears", least=12),
     Column(title="from whom", rank=3, least=12),
     *_CALLBACK,
 )
-OPENER_COLUMNS = (Column(title="opener", least=20, keeps_end=True), *_CALLBACK)
-CLOSER_COLUMNS = (Column(title="closer", least=20, keeps_end=True), *_CALLBACK)
+OPENER_COLUMNS = (Column(title="opener", least=26, keeps_end=True), *_CALLBACK)
+CLOSER_COLUMNS = (Column(title="closer", least=26, keeps_end=True), *_CALLBACK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

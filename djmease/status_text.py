@@ -58,8 +58,8 @@ _NUMBERS = (
     Column(title="declared in", rank=8, least=20, keeps_end=True),
 )
 ROUTE_COLUMNS = (
-    Column(title="routing", least=8),
-    Column(title="sender", least=16, keeps_end=True),
+    Column(title="routing", least=12),
+    Column(title="sender", least=26, keeps_end=True),
     Column(title="", rank=7),
     Column(title="heard", rank=2, is_number=True),
     Column(title="written", rank=1, is_number=True),
@@ -67,20 +67,20 @@ ROUTE_COLUMNS = (
 )
 CALLBACK_COLUMNS = (
     Column(title="kind"),
-    Column(title="callback", least=16, keeps_end=True),
+    Column(title="callback", least=26, keeps_end=True),
     Column(title="", rank=7),
     Column(title="calls", rank=1, is_number=True),
     *_NUMBERS,
 )
-UNROUTED_COLUMNS = (Column(title="routing", least=8), Column(title="times", is_number=True), Column(title="last"))
+UNROUTED_COLUMNS = (Column(title="routing", least=12), Column(title="times", is_number=True), Column(title="last"))
 MESSAGE_COLUMNS = (
     Column(title="published", is_number=True),
-    Column(title="routing", least=8),
+    Column(title="routing", least=12),
     Column(title="written", is_number=True),
     Column(title="lag", rank=2, is_number=True),
     Column(title="size", rank=3, is_number=True),
     Column(title="errors", rank=1, is_number=True),
-    Column(title="senders", rank=4, least=16, keeps_end=True),
+    Column(title="senders", rank=4, least=16),
     Column(title="id", rank=5),
 )
 
@@ -215,7 +215,9 @@ class _Page:
             total: Counter[str] = Counter()
             for server in self._status.servers:
                 total.update(dict(counts_of(server)))
-            told = ", ".join(f"{count(number)} {reason}" for reason, number in total.most_common() if number)
+            told = ", ".join(
+                f"{count(number)} {reason.replace('_', ' ')}" for reason, number in total.most_common() if number
+            )
             if told:
                 pairs.append((title, told))
         yield from facts(pairs, width=self._width)
@@ -247,7 +249,7 @@ class _Page:
             milliseconds(message.lag),
             size(message.size),
             self._errors(message.errors),
-            " ".join(message.senders) or NOTHING,
+            ", ".join(path.rpartition(".")[2] for path in message.senders) or NOTHING,
             message.id,
         )
 

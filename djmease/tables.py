@@ -12,6 +12,8 @@ INDENT = "  "
 CUT = "…"
 NOTHING = "-"
 KIB = 1024
+HARDLY = 6
+"""Characters of a column that can hardly be read any more."""
 MIN_WIDTH = 40
 """Characters below which nothing is made to fit."""
 
@@ -41,7 +43,7 @@ class Column:
     is_number: bool = False
     """Whether it stands at the right."""
     least: int | None = None
-    """Characters to which it may be cut."""
+    """Characters to which it may be cut before another column leaves."""
     keeps_end: bool = False
     """Whether it is cut at its beginning, as a dotted path is."""
 
@@ -77,6 +79,9 @@ def _fit(columns: Sequence[Column], natural: Sequence[int], room: int) -> dict[i
             break
         kept.remove(leaving)
     widths = {index: least[index] for index in kept}
+    while spare < 0 and (wide := [index for index in kept if columns[index].least and widths[index] > HARDLY]):
+        widths[max(wide, key=widths.__getitem__)] -= 1
+        spare += 1
     for index in sorted(kept, key=lambda index: columns[index].rank):
         more = max(0, min(spare, natural[index] - least[index]))
         widths[index] += more

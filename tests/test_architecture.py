@@ -25,8 +25,8 @@ LAYERS = [
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
-    {"checks", "test", "__init__", "status_text", "routes_text"},
-    {"apps", "pytest_plugin"},
+    {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
+    {"apps", "pytest_plugin", "trace_text"},
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},

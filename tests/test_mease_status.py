@@ -60,7 +60,7 @@ def servers(redis: str) -> tuple[ServerReport, ServerReport]:
         callbacks=callbacks,
         messages=tuple(reported.message(f"{index:016x}", routing="chat.room") for index in range(20)),
         unrouted=(reported.unrouted("chat.mesage", 4),),
-        lost={"too_slow": 3, "queue_full": 0},
+        lost={"slow_clients": 3, "dropped": 0},
         refused={"origin": 5},
     )
     second = reported.server(
@@ -113,11 +113,11 @@ def test_everything_of_two_servers(servers: tuple[ServerReport, ServerReport]) -
     assert text[text.index("Last errors") + 1].startswith(
         "- company.shop.apps.chat.mease_registry.show for chat.*, 3 s ago: ValueError"
     )
-    assert "Lost 3 too_slow" in text and "Refused 5 origin" in text
+    assert "Lost 3 slow clients" in text and "Refused 5 origin" in text
     assert text[text.index("Published, without a sender") + 2] == "chat.mesage 4 5 s ago"
     messages = text[text.index("Last messages") + 2 :]
     assert len(messages) == 10
-    assert messages[0].startswith("3 s ago chat.room 12 0.9 ms 120 B 0 djmease.senders.broadcast 0000")
+    assert messages[0].startswith("3 s ago chat.room 12 0.9 ms 120 B 0 broadcast 0000")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_state_of_a_server(redis: str, fields: dict[str, Any], state: str, c
 def test_it_fits_the_terminal(servers: tuple[ServerReport, ServerReport], columns: int) -> None:
     lines = told(columns, 1).splitlines()
     assert max(map(len, lines)) <= columns
-    assert any("…" in line for line in lines) == (columns < 200)
+    assert max(map(len, lines)) > min(columns, 150) - 15
 
 
 def test_nothing_from_outside_commands_the_terminal(servers: tuple[ServerReport, ServerReport]) -> None:
@@ -155,7 +155,7 @@ def test_json_has_the_fields_of_the_dataclasses(servers: tuple[ServerReport, Ser
     assert set(found) == {each.name for each in fields(Status)} | {"is_well"}
     assert found["is_well"] is False
     assert set(found["servers"][0]) == {each.name for each in fields(ServerReport)}
-    assert found["servers"][0]["lost"] == {"too_slow": 3, "queue_full": 0}
+    assert found["servers"][0]["lost"] == {"slow_clients": 3, "dropped": 0}
     assert found["servers"][0]["history"]["sent"] == [100.0, 340.0]
     assert found["problems"][0]["kind"] == "deaf"
 

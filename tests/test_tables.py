@@ -36,6 +36,13 @@ def test_what_is_cut_shows_it_at_the_end_that_matters_less() -> None:
     assert table(COLUMNS, ROWS, width=22)[1] == "  chat.me…  12  ….show"
 
 
+def test_where_nothing_more_can_leave_all_that_may_be_cut_is() -> None:
+    columns = (Column(title="first", least=20), Column(title="second", least=16), Column(title="n"))
+    row = ("abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz", "12345")
+    assert table(columns, [row], width=36)[1] == "  abcdefghijk…  abcdefghijkl…  12345"
+    assert table(columns, [row], width=10)[1] == "  abcde…  abcde…  12345"
+
+
 def test_a_column_in_which_nothing_stands_is_left_out() -> None:
     assert table(COLUMNS, [("news", "3", "", "async")], width=80) == ["  routing  n", "  news     3  async"]
 
