@@ -242,3 +242,19 @@ def test_who_reads_the_output_may_go(site: Project) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_real_servers_are_shown_as_they_come_and_go(project: Project) -> None:
+    project.registry("import djmease\n\n@djmease.sender(routing='echo')\nasync def show(message): ...\n")
+    servers = [project.start("run_websocket_server", "--noreload") for _ in range(2)]
+    for server in servers:
+        server.port()
+    done = project.run("mease_status", COLUMNS="200")
+    assert (done.code, done.err) == (0, "")
+    for server in servers:
+        assert any(line.split()[0:1] == [str(server.pid)] and " well " in line for line in done.out.splitlines())
+    assert "echo     app.mease_registry.show  async" in done.out
+    for server in servers:
+        server.stop()
+    done = project.run("mease_status")
+    assert done.code == 1 and "No WebSocket server runs" in done.out
