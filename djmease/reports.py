@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 NO_SENDER = "no sender is registered for this routing here"
 """Why a server ran no sender of a message that is traced."""
+MAX_NUMBER = 1e18
+"""More than anything that is counted or timed; what is more could not be shown, and is refused."""
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -302,11 +304,12 @@ Take = Callable[[Any], Any]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # No NaN is within bounds either.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _is_number(value)
 
 
 def _is_text(value: Any) -> bool:
