@@ -25,9 +25,9 @@ STDIN = "-"
 class Command(TerminalCommand):
     help = (
         "Publishes a message, and prints its id and how many servers heard it; with --trace, follows it to the clients "
-        "or to where it stops, with the exit code 1 where no client got it. "
-        """Example: python manage.py mease_publish news '{"text": "Hello world !"}' --json --trace"""
+        "or to where it stops, with the exit code 1 where no client got it."
     )
+    example = 'mease_publish news "Hello world !" --trace'
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("routing", metavar="ROUTING", help="what it is published on, for example chat.message")
