@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from typing import Any
 
@@ -158,6 +159,43 @@ def test_json_has_the_fields_of_the_dataclasses(servers: tuple[ServerReport, Ser
     assert found["servers"][0]["lost"] == {"slow_clients": 3, "dropped": 0}
     assert found["servers"][0]["history"]["sent"] == [100.0, 340.0]
     assert found["problems"][0]["kind"] == "deaf"
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is pressed at the end of the second wait."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) > 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.mark.parametrize(("term", "redraws"), [("xterm", True), ("dumb", False)])
+def test_watching_a_terminal(
+    redis: str, interrupted: None, monkeypatch: pytest.MonkeyPatch, term: str, redraws: bool
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    reported.put(reported.server())
+    out = Screen()
+    call_command("mease_status", watch=True, stdout=out)
+    text = out.getvalue()
+    assert text.count("It is well: 1 server") == 2
+    assert text.count("\x1b[H") == (2 if redraws else 0)
+    assert ("until Ctrl-C" in text) == redraws
+
+
+def test_watching_as_json(redis: str, interrupted: None) -> None:
+    lines = told(80, 1, "--watch", "--json").splitlines()
+    assert [json.loads(line)["is_well"] for line in lines] == [False, False]
 
 
 # In a process of its own

@@ -84,6 +84,18 @@ def test_a_sentence_is_wrapped_behind_its_mark() -> None:
     assert lines == ["  ! one two three four five six seven", "    eight nine ten"]
 
 
+def test_a_sentence_of_wide_characters_or_one_long_word_fits_too() -> None:
+    lines = tables.wrapped("東京" * 20 + " and " + "x" * 50, width=40, indent="  ")
+    assert lines == [
+        "  " + "東京" * 9 + "東",
+        "  京" + "東京" * 9,
+        "  東京 and",
+        "  " + "x" * 38,
+        "  " + "x" * 12,
+    ]
+    assert max(map(tables.width_of, lines)) <= 40
+
+
 @pytest.mark.parametrize(
     ("told", "text"),
     [
