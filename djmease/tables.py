@@ -197,12 +197,13 @@ def size(value: int) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return a short time, given in seconds: ``0.8 ms``, ``240 ms``, ``3.2 s``."""
+    """Return a short time, given in seconds: ``0.02 ms``, ``4.1 ms``, ``240 ms``, ``3.2 s``."""
     if value is None:
         return NOTHING
-    if abs(value) >= 1:
-        return f"{value:.1f} s"
-    return f"{value * 1000:.1f} ms" if abs(value) < 0.00995 else f"{value * 1000:.0f} ms"
+    if abs(value) >= 0.9995:
+        return f"{value:,.1f} s"
+    places = 2 if 0 < abs(value) < 0.0000995 else 1 if abs(value) < 0.00995 else 0
+    return f"{value * 1000:.{places}f} ms"
 
 
 def duration(seconds: float) -> str:

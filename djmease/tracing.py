@@ -159,8 +159,11 @@ def _written(trace: Trace) -> str:
 def _unheard(trace: Trace) -> str:
     if not trace.silent:
         return f"no WebSocket server runs. Start one: {reporting.START_COMMAND}"
-    deaf = ", ".join(f"{server.pid} on {server.host}{_trouble(server)}" for server in trace.silent)
-    return f"no server hears it, though some run: {deaf}."
+    return f"no server hears it, though some run: {_named(trace.silent)}."
+
+
+def _named(servers: Sequence[ServerReport]) -> str:
+    return ", ".join(f"{server.pid} on {server.host}{_trouble(server)}" for server in servers)
 
 
 def _trouble(server: ServerReport) -> str:
@@ -171,9 +174,10 @@ def _untold(trace: Trace) -> str:
     who = several(trace.heard or 0, "server")
     if trace.failure:
         return f"{who} heard it, and what became of it is not known: {trace.failure}."
+    silent = f" ({_named(trace.silent)})" if trace.silent else ""
     return (
-        f"{who} heard it, and none told within {trace.timeout:g} s what became of it. Its senders may still run, or "
-        "wait behind slow ones; see mease_status and the log, or wait longer."
+        f"{who} heard it{silent}, and none told within {trace.timeout:g} s what became of it. Its senders may still "
+        "run, or wait behind slow ones: see mease_status and the log, or let --timeout be longer."
     )
 
 

@@ -300,6 +300,13 @@ def test_who_hears_and_tells_nothing(redis: str) -> None:
     )
 
 
+def test_a_server_that_tells_nothing_is_named(redis: str) -> None:
+    reported.put(reported.server())
+    with server_that_tells():
+        trace = follow("news", "x", timeout=0.1)
+    assert verdict(trace).startswith("It stops in the servers: 1 server heard it (4711 on web1), and none told within")
+
+
 def test_one_server_tells_and_the_others_do_not(redis: str) -> None:
     reported.put(reported.server(), reported.server("77", pid=4712), reported.server("78", pid=4713, trouble="deaf"))
     with server_that_tells(answer()), server_that_tells():
