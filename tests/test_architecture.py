@@ -30,7 +30,7 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
-    {"server.tls", "server.tallies", "server.reporter"},
+    {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
         "server.readers",
@@ -40,11 +40,13 @@ SERVER_LAYERS = [
         "server.health",
         "server.pulse",
     },
-    {"server.outbox", "server.listener", "server.limits", "server.neighbours", "server.watch"},
+    {"server.forms", "server.limits"},
+    {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
-    {"server.clients"},
+    {"server.clients", "server.joining"},
     {"server.dispatch", "server.logins"},
     {"server.observer"},
+    {"server.metrics"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},

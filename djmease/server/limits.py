@@ -120,7 +120,7 @@ class Limits(Generic[Client]):
         """Note that a client sends more than MEASE_MAX_MESSAGE_RATE."""
         self.refused["messages"] += 1
         self._complaints["messages"].say(
-            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id
+            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id, about=client
         )
 
 
