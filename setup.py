@@ -14,6 +14,7 @@ TEST = [
     "build",
     "coverage>=7.6",
     "django-stubs",
+    "gunicorn",
     "hypothesis",
     "jsonschema",
     "mypy",

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "djmease"
 LAYERS = [
     {"conf", "types", "tables"},
     {"registry", "messages", "embedded", "identities", "reports"},
-    {"connections", "loader"},
+    {"connections", "loader", "rereading"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
     {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
@@ -51,7 +51,7 @@ SERVER_LAYERS = [
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types", "identities", "reports"}
+PLAIN = {"registry", "messages", "types", "identities", "rereading", "reports"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

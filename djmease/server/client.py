@@ -229,6 +229,8 @@ class Client(WebSocketHandler):
             return
         if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
             return  # Tornado answers it; nothing is read from a database for what is no handshake.
+        if self._is_one_too_many(None):
+            return  # A flood at a limit shall cost no database anything.
         try:
             async with asyncio.timeout(IDENTIFY_TIMEOUT):
                 self.identity = await self._events.identify(self.request)
@@ -243,17 +245,20 @@ class Client(WebSocketHandler):
             )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
-            self._refuse_too_many()
-            if not self._finished and self.user_key is not None:
+            if self.user_key is not None:
                 # What is published to the user from the handshake on reaches the client.
                 await self._events.expect(self.user_key)
+            # The last question, with nothing awaited until the client counts: others may have come meanwhile.
+            self._is_one_too_many(self.user_key)
 
-    def _refuse_too_many(self) -> None:
-        """Answer a handshake that a limit forbids; the last question, with nothing awaited until the client counts."""
-        refusal = self._limits.refusal(self.address, self.user_key)
-        if refusal is not None:
-            self.set_header("Retry-After", "10")
-            self._answer(refusal.status, refusal.reason + "\n")
+    def _is_one_too_many(self, user_key: str | None) -> bool:
+        """Tell whether a limit forbids a handshake, which is answered then."""
+        refusal = self._limits.refusal(self.address, user_key)
+        if refusal is None:
+            return False
+        self.set_header("Retry-After", "10")
+        self._answer(refusal.status, refusal.reason + "\n")
+        return True
 
     def _name_sender(self) -> str | None:
         """Say in the request whom it comes from, and return the host that a proxy says was asked for."""
