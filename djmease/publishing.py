@@ -71,6 +71,19 @@ class PublishError(Exception):
         return f"The message on {self.routing!r} could not be published to Redis at {self.address}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A message that was published."""
+
+    id: str
+    heard: int | None
+    """How often Redis handed it to a server, on all channels; ``None`` where ``djmease.test`` has taken it instead."""
+    channels: tuple[str, ...]
+    """Where it was published: on that of its routing, which all servers hear, or on those of groups or users."""
+    is_for_all: bool
+    """Whether all servers hear it; else those that have clients whom it may be for."""
+
+
 def publish(
     routing: str,
     message: Any,
@@ -120,6 +133,31 @@ async def apublish(
         on_commit=False,
         fail_silently=fail_silently,
     )
+
+
+def publish_now(
+    routing: str,
+    message: Any,
+    *,
+    group: str | Iterable[str] | None = None,
+    user: Any = None,
+    trace: str | None = None,
+) -> Publication:
+    """Publish at once, also inside a transaction, and return who heard it; that nobody did is not logged.
+
+    With a token as ``trace`` each server that heard it answers, as ``reporting.answers`` reads, with what became of
+    the message; it goes by one channel then, that of its routing where it is for several groups or users. Raises what
+    ``publish`` does.
+    """
+    refuse_event_loop("publish", "apublish")
+    outgoing = _encode(routing, message, group=group, user=user, trace=trace)
+    if captures:
+        _hand_over(captures, outgoing)
+        heard = None
+    else:
+        heard = _hand_to_redis(outgoing)
+    is_for_all = outgoing.channels is None
+    return Publication(id=outgoing.id, heard=heard, channels=tuple(outgoing.all_channels), is_for_all=is_for_all)
 
 
 def publish_control(order: dict[str, Any]) -> bool:
@@ -210,6 +248,10 @@ class Outgoing:
     payload: bytes
 
     @property
+    def all_channels(self) -> list[str]:
+        return [f"{connections.channel_prefix()}{self.routing}"] if self.channels is None else self.channels
+
+    @property
     def fields(self) -> dict[str, str]:
         """What a log record about it gets beside its text."""
         return {"routing": self.routing, "message_id": self.id}
@@ -225,6 +267,8 @@ def _encode(
     groups = None if group is None else _groups(group)
     users = None if user is None else _users(user)
     channels = _channels(groups, users)
+    if trace is not None and channels is not None and len(channels) > 1:
+        channels = None  # A server may hear several channels and tells once: how many tell could not be known.
     payload = messages.encode(
         kind=kind,
         body=body,
@@ -332,9 +376,7 @@ def _warn_unheard(outgoing: Outgoing) -> None:
 
 def _execute(outgoing: Outgoing) -> int:
     """Publish to its channels, and never again what may have been sent: only connecting is tried more than once."""
-    channels = outgoing.channels
-    if channels is None:
-        channels = [f"{connections.channel_prefix()}{outgoing.routing}"]
+    channels = outgoing.all_channels
     pool = connections.publisher_pool()
     connection = _connect(outgoing.routing, pool) if channels else None
     if connection is None:

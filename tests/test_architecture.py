@@ -20,13 +20,13 @@ PACKAGE = ROOT / "djmease"
 
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
-    {"conf", "types"},
+    {"conf", "types", "tables"},
     {"registry", "messages", "embedded", "identities", "reports"},
     {"connections", "loader", "rereading"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
-    {"checks", "test", "__init__"},
-    {"apps", "pytest_plugin"},
+    {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
+    {"apps", "pytest_plugin", "trace_text"},
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
