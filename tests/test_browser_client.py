@@ -66,7 +66,7 @@ urlpatterns = [path("", page), path("ws-ticket/", views.ticket), path("log-out/"
 
 
 @pytest.fixture
-def site(settings: Any) -> Iterator[str]:
+def site(settings: Any, transactional_db: None) -> Iterator[str]:
     """The URL of a real site, whose pages the server lets in."""
     settings.ROOT_URLCONF = __name__
     settings.STATIC_URL, settings.STATIC_ROOT = "/static/", str(ROOT / "djmease" / "static")
@@ -77,12 +77,12 @@ def site(settings: Any) -> Iterator[str]:
     ]
     thread = LiveServerThread("127.0.0.1", _StaticFilesHandler, {"default": connections["default"]})
     thread.daemon = True
+    # For good: a browser keeps connections open, and their threads touch the database when they end at last.
     connections["default"].inc_thread_sharing()
     thread.start()
     assert thread.is_ready.wait(DEADLINE) and thread.error is None
     yield f"http://127.0.0.1:{thread.port}/"
     thread.terminate()
-    connections["default"].dec_thread_sharing()
 
 
 @pytest.fixture
@@ -488,7 +488,8 @@ def test_a_ticket_says_whose_page_it_is_and_stands_in_no_log(
     log_in(browser, window, ada)
     window.close()
     window, _ = connected({"ticket": "/ws-ticket/"})
-    window.wait_for("events.filter(([name]) => name === 'open').length === 2")
+    eventually(lambda: len(users) == 2, "a second ticket")
+    window.wait_for("live.state === 'open'")
     assert users == ["ada", "ada"]
     assert "mease.ticket." not in "".join(log_of())
 
