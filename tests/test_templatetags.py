@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 
 from tests.support import go_without
 
+URL_TAG = "{% load djmease %}{% mease_url %}"
 TAG = "{% load djmease %}{% mease_script %}"
 
 
@@ -53,6 +54,33 @@ def test_a_port_that_pages_cannot_know_is_an_error_that_names_the_cure(settings:
         rendered()
     settings.MEASE_URL = "/ws/"
     assert url_in(rendered()) == "/ws/"
+
+
+@pytest.mark.parametrize(
+    ("setting", "secure", "host", "expected"),
+    [
+        (None, False, "127.0.0.1:8000", "ws://127.0.0.1:8001/"),
+        (None, True, "localhost", "wss://localhost:8001/"),
+        (None, False, "[::1]:8000", "ws://[::1]:8001/"),
+        (":9000/ws/", False, "localhost:8000", "ws://localhost:9000/ws/"),
+        ("/ws/?v=1", True, "localhost:8443", "wss://localhost:8443/ws/?v=1"),
+        ("//live.example.com/", True, "localhost", "wss://live.example.com/"),
+        ("ws://live.example.com/", True, "localhost", "ws://live.example.com/"),
+    ],
+)
+def test_the_whole_address_is_that_of_the_request(
+    settings: Any, setting: str | None, secure: bool, host: str, expected: str
+) -> None:
+    settings.MEASE_URL, settings.ALLOWED_HOSTS = setting, ["*"]
+    request = RequestFactory().get("/", secure=secure, headers={"host": host})
+    assert Template(URL_TAG).render(Context({"request": request})) == expected
+
+
+def test_the_whole_address_needs_a_request_or_a_setting_that_is_whole(settings: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="context_processors.request"):
+        Template(URL_TAG).render(Context())
+    settings.MEASE_URL = 'wss://live.example.com/"'
+    assert Template(URL_TAG).render(Context()) == "wss://live.example.com/&quot;"
 
 
 def test_everything_is_escaped(settings: Any) -> None:

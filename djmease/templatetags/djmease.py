@@ -1,4 +1,7 @@
-"""``{% load djmease %}{% mease_script %}``: the browser client in a page, with the address of the server."""
+"""``{% load djmease %}{% mease_script %}``: the browser client in a page, with the address of the server.
+
+``{% mease_url %}`` is that address alone, for pages that connect without it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from django import template
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.http.request import split_domain_port
 from django.template.context import Context
 from django.templatetags.static import static
 from django.utils.html import format_html
@@ -27,6 +31,29 @@ def mease_script(context: Context | dict[str, Any]) -> SafeString:
     nonce = _nonce(context)
     attributes = format_html(' nonce="{}"', nonce) if nonce is not None else ""
     return format_html('<script src="{}" data-mease-url="{}"{}></script>', static(SCRIPT), server_url(), attributes)
+
+
+@register.simple_tag(takes_context=True)
+def mease_url(context: Context | dict[str, Any]) -> str:
+    """Return the whole address of the server, for what wants one: ``ws-connect="{% mease_url %}"`` of htmx.
+
+    It follows the same rule as ``mease_script``, with host name and scheme as ``request`` has them. Raises
+    ``ImproperlyConfigured`` where they are needed and the context has no ``request``.
+    """
+    url = server_url()
+    if url.startswith(("ws://", "wss://")):
+        return url
+    request = context.get("request")
+    if request is None:
+        raise ImproperlyConfigured(
+            "{% mease_url %} needs the request: render with it, and have 'django.template.context_processors.request' "
+            "among the context processors, or set MEASE_URL to a whole address such as 'wss://example.com/ws/'."
+        )
+    scheme = "wss" if request.is_secure() else "ws"
+    if url.startswith("//"):
+        return f"{scheme}:{url}"
+    host = request.get_host()
+    return f"{scheme}://{split_domain_port(host)[0] if url.startswith(':') else host}{url}"
 
 
 def server_url() -> str:
