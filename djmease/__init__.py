@@ -5,6 +5,7 @@ from __future__ import annotations
 from djmease.messages import Message
 from djmease.publishing import PublishError, UnknownRouting, apublish, publish
 from djmease.registry import closer, opener, receiver, sender
+from djmease.reporting import get_status
 from djmease.revocation import adisconnect, disconnect
 from djmease.tickets import issue_ticket
 from djmease.types import Client, ClientsList
@@ -19,6 +20,7 @@ __all__ = [
     "apublish",
     "closer",
     "disconnect",
+    "get_status",
     "issue_ticket",
     "opener",
     "publish",

@@ -97,7 +97,7 @@ def _is_allowed_origin(value: Any) -> bool:
     return value == ANY_ORIGIN or _is_origin(value)
 
 
-def _is_proxy(value: Any) -> bool:
+def _is_peer(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     try:
@@ -119,6 +119,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _is_path(value: Any) -> bool:
+    return _is_text(value) and value.startswith("/") and value not in ("/healthz", "/readyz", "/metrics")
+
+
 def _is_key_prefix(value: Any) -> bool:
     return _is_text(value) and value.isprintable() and not any(char.isspace() for char in value)
 
@@ -135,8 +139,9 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_PORT", _is_integer(0, 65535), "a port, from 0 (any free one) to 65535"),
     (
         "MEASE_PATH",
-        _optional(lambda value: _is_text(value) and value.startswith("/")),
-        "a path that begins with a slash, for example '/ws/', or None for any path",
+        _optional(_is_path),
+        "a path that begins with a slash and is not /healthz, /readyz or /metrics, for example '/ws/', or None for any "
+        "path",
     ),
     (
         "MEASE_URL",
@@ -157,6 +162,8 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_RECHECK_INTERVAL", _is_seconds, "a positive number of seconds"),
     ("MEASE_SLOW_CALLBACK_TIMEOUT", _is_seconds, "a positive number of seconds"),
+    ("MEASE_REPORT_INTERVAL", _optional(_is_seconds), "a positive number of seconds, or None"),
+    ("MEASE_REPORT_BODIES", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_LOGIN_REQUIRED", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_REQUIRE_ORIGIN", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_PING_INTERVAL", _is_seconds, "a positive number of seconds"),
@@ -182,7 +189,13 @@ LIST_RULES: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
     ),
     (
         "MEASE_TRUSTED_PROXIES",
-        _is_proxy,
+        _is_peer,
+        "an address or a network",
+        "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
+    ),
+    (
+        "MEASE_METRICS_ALLOW",
+        _is_peer,
         "an address or a network",
         "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
     ),

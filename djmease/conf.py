@@ -78,5 +78,12 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     # Seconds after which a callback that still runs is named in the log, with where it is.
     SLOW_CALLBACK_TIMEOUT = 10
 
+    # Seconds between two reports of a server to Redis, of what it counts; None counts and reports nothing.
+    REPORT_INTERVAL: float | None = 2
+    # Show the beginning of the last messages in the reports.
+    REPORT_BODIES = False
+    # Addresses or networks that may ask for /metrics; 'unix' is who comes by a Unix socket.
+    METRICS_ALLOW = ["127.0.0.1", "::1"]
+
     class Meta:
         prefix = "mease"

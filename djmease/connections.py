@@ -37,6 +37,12 @@ CONNECT_TIMEOUT = 0.5
 RESPONSE_TIMEOUT = 1.0
 """Seconds for the answer to one command."""
 
+COMMANDS = (
+    "+publish +subscribe +psubscribe +set +hset +hmget +expire +pexpire +del +zadd +zrem +zremrangebyscore +zrange "
+    "+rpush +blpop"
+)
+"""What the user of an ACL needs: for messages, for tickets (``SET``), and for reports (all that follows)."""
+
 _pools: dict[tuple[str, str], ConnectionPool] = {}
 
 
@@ -180,7 +186,7 @@ def _no_permission(told: str) -> str:
     prefix = settings.MEASE_KEY_PREFIX
     return (
         f"it does not permit its user that ({told}): give the user of MEASE_REDIS_URL, by ACL SETUSER, the channels "
-        f"&{prefix}:* and &{prefix}.* and the commands +publish +subscribe +psubscribe"
+        f"&{prefix}:* and &{prefix}.*, the keys ~{prefix}.* and the commands {COMMANDS}"
     )
 
 
@@ -221,6 +227,27 @@ _REASONS: tuple[tuple[tuple[type[BaseException], ...], Callable[[str], str]], ..
     ((TimeoutError, builtins.TimeoutError), _silent),
     ((InvalidResponse, ConnectionError, OSError), _absent),
 )
+
+
+def key_prefix() -> str:
+    """Return what stands before every channel and key, for people."""
+    prefix: str = settings.MEASE_KEY_PREFIX
+    return prefix
+
+
+def servers_key() -> str:
+    """Return the key of the sorted set of the servers that report, by the time of their last report."""
+    return f"{settings.MEASE_KEY_PREFIX}.servers"
+
+
+def server_prefix() -> str:
+    """Return what stands before a server's id in the name of the key of its report."""
+    return f"{settings.MEASE_KEY_PREFIX}.server."
+
+
+def reply_prefix() -> str:
+    """Return what stands before the keys to which servers add their answers."""
+    return f"{settings.MEASE_KEY_PREFIX}.reply."
 
 
 def ticket_prefix() -> str:

@@ -46,6 +46,8 @@ class Message:
     """The groups it is for; ``None`` is everybody."""
     users: tuple[str, ...] | None = None
     """The primary keys, as text, of the users it is for; ``None`` is everybody."""
+    trace: str | None = None
+    """Where each server tells what became of the message, if somebody wants to know: a token for ``reporting``."""
 
 
 def is_valid_name(name: object) -> bool:
@@ -109,6 +111,7 @@ def encode(
     published_at: float,
     groups: Iterable[str] | None = None,
     users: Iterable[str] | None = None,
+    trace: str | None = None,
 ) -> bytes:
     """Return the payload for Redis."""
     fields = b""
@@ -117,6 +120,8 @@ def encode(
     if users is not None:
         # A primary key may be any text.
         fields += b" user=%b" % ",".join(quote(user, safe="") for user in users).encode()
+    if trace is not None:
+        fields += b" trace=%b" % trace.encode()
     return b"\x00mease1 %b %b %.6f%b\n%b" % (kind, message_id.encode(), published_at, fields, body)
 
 
@@ -145,14 +150,16 @@ def decode(routing: str, payload: bytes) -> Message:
     )
 
 
-def _decode_targets(fields: list[bytes]) -> dict[str, tuple[str, ...]]:
-    targets: dict[str, tuple[str, ...]] = {}
+def _decode_targets(fields: list[bytes]) -> dict[str, Any]:
+    targets: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.decode().partition("=")
         if key == "group":
             targets["groups"] = tuple(value.split(","))
         elif key == "user":
             targets["users"] = tuple(unquote(user) for user in value.split(","))
+        elif key == "trace":
+            targets["trace"] = value
     return targets
 
 

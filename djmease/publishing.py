@@ -198,11 +198,11 @@ def _publish(
         transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
         return message_id
     try:
-        _send(routing, payload)
+        _send(routing, payload, message_id)
     except PublishError as error:
         if not fail_silently:
             raise
-        logger.error("%s", error)
+        logger.error("%s", error, extra=_fields(routing, message_id))
     return message_id
 
 
@@ -245,13 +245,19 @@ def _encode_body(routing: str, message: Any) -> tuple[bytes, bytes]:
 def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
     # Django would log a failing hook too, and then could not say which message it was.
     try:
-        _send(routing, payload)
+        _send(routing, payload, message_id)
     except PublishError as error:
         counts["lost_after_commit"] += 1
-        logger.error("message %s is lost after the commit: %s", message_id, error)
+        extra = _fields(routing, message_id)
+        logger.error("message %s is lost after the commit: %s", message_id, error, extra=extra)
 
 
-def _send(routing: str, payload: bytes) -> None:
+def _fields(routing: str, message_id: str) -> dict[str, str]:
+    """Return what a log record gets beside its text."""
+    return {"routing": routing, "message_id": message_id}
+
+
+def _send(routing: str, payload: bytes, message_id: str) -> None:
     if wires:
         _hand_over(wires, routing, payload)
         return
@@ -261,10 +267,10 @@ def _send(routing: str, payload: bytes) -> None:
         raise PublishError(routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
     if not heard:
-        _warn_unheard(routing)
+        _warn_unheard(routing, message_id)
 
 
-def _warn_unheard(routing: str) -> None:
+def _warn_unheard(routing: str, message_id: str) -> None:
     counts["unheard"] += 1
     if counts["unheard"] == 1:
         logger.warning(
@@ -272,6 +278,7 @@ def _warn_unheard(routing: str) -> None:
             "run_websocket_server (said once)",
             routing,
             connections.address(),
+            extra=_fields(routing, message_id),
         )
 
 

@@ -21,16 +21,16 @@ PACKAGE = ROOT / "djmease"
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
     {"conf", "types"},
-    {"registry", "messages", "embedded", "identities"},
+    {"registry", "messages", "embedded", "identities", "reports"},
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
-    {"receivers", "revocation", "authenticators", "views"},
+    {"receivers", "revocation", "authenticators", "views", "reporting"},
     {"checks", "test", "__init__"},
     {"apps", "pytest_plugin", "templatetags.djmease"},
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
-    {"server.tls"},
+    {"server.tls", "server.tallies", "server.reporter"},
     {
         "server.protocol",
         "server.readers",
@@ -44,12 +44,14 @@ SERVER_LAYERS = [
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch", "server.logins"},
+    {"server.observer"},
+    {"server.metrics"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},
 ]
 PACKAGES = {"server.__init__", "templatetags.__init__"}
-PLAIN = {"registry", "messages", "types", "identities"}
+PLAIN = {"registry", "messages", "types", "identities", "reports"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -94,6 +95,10 @@ class Client(WebSocketHandler):
         self._max_message_size = max_message_size
         self._may_deflate = may_deflate
         self.id = new_id()
+        self.connected_at = time.time()
+        """In seconds since the epoch."""
+        self.received = 0
+        """Messages that it has sent."""
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
         self.identity = NOBODY
@@ -210,7 +215,9 @@ class Client(WebSocketHandler):
         except PermissionDenied as error:
             self._turn_away(403, str(error) or "this handshake is not allowed")
         except Exception as error:
-            self._complaints.say("whose a handshake from %s is could not be read: %r", self.request.remote_ip, error)
+            self._complaints.say(
+                "whose a handshake from %s is could not be read: %r", self.request.remote_ip, error, about=self
+            )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
             self._refuse_too_many()
@@ -231,7 +238,8 @@ class Client(WebSocketHandler):
         return sender.host
 
     def _turn_away(self, status: int, reason: str) -> None:
-        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason)
+        self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
+        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self)
         self._answer(status, reason + "\n")
 
     def _answer(self, status: int, text: str) -> None:
@@ -268,6 +276,7 @@ class Client(WebSocketHandler):
         if message == BROWSER_PING:
             self.write_message(BROWSER_PONG)
         else:
+            self.received += 1
             self._events.received(self, message)
 
     def on_ping(self, data: bytes) -> None:

@@ -20,7 +20,7 @@ from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, fields_of
 from djmease.server.pulse import REFUSALS, Pulse
 
 logger = logging.getLogger("djmease.listener")
@@ -225,14 +225,17 @@ class Listener:
             message = decode(routing, payload)
         except ValueError as error:
             self.refused += 1
-            self._refusals.say("a payload of %d bytes on %r is refused: %s", len(payload), channel, error)
+            self._refusals.say(
+                "a payload of %d bytes on %r is refused: %s", len(payload), channel, error, about=routing
+            )
             return
         if not self._is_new(message.id):
             return
         try:
             self._on_message(message)
         except Exception:
-            logger.exception("message %s on %s could not be handed on", message.id, message.routing)
+            extra = fields_of(message)
+            logger.exception("message %s on %s could not be handed on", message.id, message.routing, extra=extra)
 
     def _hear_beside(self, channel: bytes, payload: bytes) -> None:
         if payload == self._heartbeat and channel == self._heartbeat_channel:

@@ -157,7 +157,7 @@ class Logins:
         if client.id not in self._limits.clients:
             return
         if isinstance(identity, Exception):
-            self._unread.say("the login of client %s could not be read again: %r", client.id, identity)
+            self._unread.say("the login of client %s could not be read again: %r", client.id, identity, about=client)
         else:
             before = client.user_key
             self._clients.reidentify(client, identity)

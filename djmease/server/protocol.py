@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
 
+from djmease.server.complaints import fields_of
 from djmease.server.deflate import InflateError, TooLongError, inflated, negotiate
 from djmease.server.tls import TLSSocket
 
@@ -255,9 +256,14 @@ class Outbox(Protocol):
 
     def hand_on(self) -> None: ...
 
+    @property
+    def behind(self) -> set[Any]: ...
+
 
 class Readers(Protocol):
     """What the protocol needs of ``server/readers.py``."""
+
+    bytes_in: int
 
     def add(self, sock: socket.socket, connection: Any) -> None: ...
 
@@ -404,6 +410,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             data = b""
         if data:
             self.heard_at = self._loop.time()
+            self._readers.bytes_in += len(data)
             self._feed(data)
         else:
             self._disconnect()
@@ -472,6 +479,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self.backlog = bytearray(data)
         self.progressed_at = self._loop.time()
         self._loop.add_writer(self._socket, self._on_writable)
+        self._outbox.behind.add(self)
 
     def push(self) -> None:
         """Give the kernel what it takes of the backlog now; the loop may have been too busy to ask."""
@@ -489,6 +497,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self.progressed_at = self._loop.time()
         if not backlog and self._socket is not None:
             self.backlog = b""
+            self._outbox.behind.discard(self)
             self._loop.remove_writer(self._socket)
             if self.closing and not self.waiting:
                 self._after_close_frame()
@@ -581,7 +590,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self.handler.on_ws_connection_close(code, reason or None)
         except Exception:
             # Others are in the middle of their own reading and writing, which this must not end.
-            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"))
+            extra = fields_of(self.handler)
+            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"), extra=extra)
 
     def _disconnect(self) -> None:
         """Give up the socket: the only place that closes it, its reader, its writer and its timer before."""
@@ -590,6 +600,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             return
         self._readers.remove(sock)
         self._loop.remove_writer(sock)
+        self._outbox.behind.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,0 +1,330 @@
+"""``get_status``: what all servers on this prefix report, put together, and whether it is well."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from redis import Redis
+from redis.exceptions import RedisError
+
+from djmease import connections, embedded
+from djmease.publishing import publish_control
+from djmease.reports import CallbackReport, ClientReport, MessageReport, ServerReport, read, read_server
+
+MAX_MESSAGES = 50
+"""How many of the last messages a status has."""
+MAX_CLIENTS = 300
+"""How many clients are told at once."""
+MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
+"""Seconds that one question to Redis waits."""
+START_COMMAND = "python manage.py run_websocket_server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why it is not well: what is wrong in a sentence, and what cures it."""
+
+    kind: str
+    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``errors``, ``lost``, ``mixed``, ..."""
+    text: str
+    cure: str
+    is_error: bool = True
+    """Whether messages do not arrive, or may not; else it wants looking at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """All servers on this prefix at one time."""
+
+    taken_at: float
+    """In seconds since the epoch."""
+    redis: str
+    """Where Redis is, with the password masked."""
+    prefix: str
+    servers: tuple[ServerReport, ...] = ()
+    """In the order in which they started."""
+    problems: tuple[Problem, ...] = ()
+    """The worst first."""
+    callbacks: tuple[CallbackReport, ...] = field(default=())
+    """Of all servers together: senders by their routes, then receivers, openers and closers."""
+    messages: tuple[MessageReport, ...] = field(default=())
+    """The last ones, of all servers together, the newest first."""
+
+    @property
+    def is_well(self) -> bool:
+        return not any(problem.is_error for problem in self.problems)
+
+    @property
+    def clients(self) -> int:
+        return sum(server.clients for server in self.servers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientsReport:
+    """Some of the clients of all servers."""
+
+    clients: tuple[ClientReport, ...]
+    """The newest first, ``MAX_CLIENTS`` at most."""
+    total: int
+    """How many there are that match."""
+    silent: tuple[str, ...] = ()
+    """The ids of servers that did not answer in time."""
+
+
+def get_status() -> Status:
+    """Return what all servers report, and what is wrong.
+
+    It reads Redis, and blocks for a second or two at most; a Redis that does not answer is one of the problems, and no
+    error. Raises ``ImproperlyConfigured`` where ``MEASE_REDIS_URL`` is not set and ``DEBUG`` is off.
+    """
+    nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.key_prefix())
+    if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+        return replace(nothing, problems=(_no_server(),))
+    try:
+        found, unread = _read_servers()
+    except (RedisError, OSError, ImproperlyConfigured) as error:
+        return replace(nothing, problems=(_no_redis(error),))
+    servers = tuple(sorted(found, key=lambda server: (server.started_at, server.id)))
+    return replace(
+        nothing,
+        servers=servers,
+        problems=_problems(servers, unread, nothing.taken_at),
+        callbacks=_put_together(servers),
+        messages=_last_messages(servers),
+    )
+
+
+def list_clients(status: Status, *, search: str = "", limit: int = MAX_CLIENTS, timeout: float = 1.0) -> ClientsReport:
+    """Ask the servers of a status for their clients, and wait ``timeout`` seconds for their answers at most.
+
+    ``search`` is a part of the user's name, its primary key, a client's id, an address or a group; nothing is
+    everybody. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    """
+    order = {"order": "list_clients", "search": search, "limit": min(limit, MAX_CLIENTS)}
+    expected = {server.id for server in status.servers}
+    answers = ask(order, expected=len(expected), timeout=timeout)
+    clients = [read(ClientReport, each) for answer in answers for each in answer.get("clients", ())]
+    clients.sort(key=lambda client: client.connected_at, reverse=True)
+    return ClientsReport(
+        clients=tuple(clients[:limit]),
+        total=sum(answer.get("total", 0) for answer in answers),
+        silent=tuple(sorted(expected - {answer.get("server") for answer in answers})),
+    )
+
+
+def ask(order: dict[str, Any], *, expected: int, timeout: float) -> list[dict[str, Any]]:
+    """Send an order to all servers, and return so many answers, or as many as come in time.
+
+    Each answer is what the server says, with its id as ``server``. Raises redis-py's ``RedisError`` or ``OSError``
+    where Redis does not answer, and nothing where it did not take the order.
+    """
+    token = secrets.token_hex(16)
+    if not expected or not publish_control({**order, "reply": token}):
+        return []
+    return list(answers(token, expected=expected, timeout=timeout))
+
+
+def answers(token: str, *, expected: int, timeout: float) -> Iterator[dict[str, Any]]:
+    """Yield what servers answer to a token, which nobody else can guess: so many, or as many as come in time."""
+    key = f"{connections.reply_prefix()}{token}"
+    deadline = time.monotonic() + timeout
+    redis = _redis()
+    while expected and (left := deadline - time.monotonic()) > 0:
+        # Redis takes 0 for "as long as it takes", and must answer before its connection is given up.
+        found = redis.blpop([key], timeout=max(0.01, min(left, MAX_SLICE)))
+        answer = json.loads(found[1]) if found is not None else None
+        if isinstance(answer, dict):
+            expected -= 1
+            yield answer
+
+
+def _redis() -> Any:
+    return Redis(connection_pool=connections.publisher_pool())
+
+
+def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
+    """Return the reports that can be read, and the ids of the others, each with the reason."""
+    redis = _redis()
+    ids = [each.decode() for each in redis.zrange(connections.servers_key(), 0, -1)]
+    with redis.pipeline(transaction=False) as pipe:
+        for server_id in ids:
+            pipe.hmget(f"{connections.server_prefix()}{server_id}", "report", "callbacks")
+        replies = pipe.execute()
+    found: list[ServerReport] = []
+    unread: list[tuple[str, str]] = []
+    for server_id, (report, callbacks) in zip(ids, replies, strict=True):
+        if report is None or callbacks is None:
+            continue  # It is gone; the others take its name out of the list.
+        try:
+            found.append(read_server(report, callbacks))
+        except ValueError as error:
+            unread.append((server_id, str(error)))
+    return found, unread
+
+
+# What is wrong
+
+
+def _no_server() -> Problem:
+    return Problem(
+        kind="no_server",
+        text="No WebSocket server runs: what is published reaches nobody.",
+        cure=f"Start one: {START_COMMAND}",
+    )
+
+
+def _no_redis(error: Exception) -> Problem:
+    return Problem(
+        kind="redis",
+        text="Redis does not answer this process: nothing can be published, and no server can be asked.",
+        cure=f"Redis at {connections.address()}: {connections.reason(error)}.",
+    )
+
+
+def _problems(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]], now: float) -> tuple[Problem, ...]:
+    found = [*_of_no_server(servers), *_of_reports(unread), *_of_mixed(servers)]
+    for server in servers:
+        found.extend(_of_server(server, now))
+    return tuple(sorted(found, key=lambda problem: not problem.is_error))
+
+
+def _of_no_server(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
+    if not servers:
+        yield _no_server()
+    elif all(server.is_draining for server in servers):
+        yield Problem(
+            kind="draining",
+            text="All WebSocket servers are stopping, and take no more clients.",
+            cure=f"If no new one comes by itself, start one: {START_COMMAND}",
+        )
+
+
+def _of_reports(unread: list[tuple[str, str]]) -> Iterator[Problem]:
+    for server_id, reason in unread:
+        yield Problem(
+            kind="unread",
+            text=f"The report of the server {server_id} cannot be read: {reason}.",
+            cure="It may run another version of django-mease: run the same in all processes.",
+            is_error=False,
+        )
+
+
+def _of_mixed(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
+    modules = sorted({server.settings for server in servers})
+    if len(modules) > 1:
+        yield Problem(
+            kind="mixed",
+            text=f"Two sites share one prefix: servers run with the settings {' and '.join(modules)}, and each gets "
+            "what the other publishes.",
+            cure="Give each site and stage a MEASE_KEY_PREFIX of its own.",
+        )
+    elif len({server.registry for server in servers if not server.is_draining}) > 1:
+        yield Problem(
+            kind="mixed",
+            text="Servers run with different callbacks or routes.",
+            cure="Run the same code with the same settings in all, and restart those that are behind.",
+            is_error=False,
+        )
+
+
+def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
+    name = f"The server {server.pid} on {server.host}"
+    if server.is_draining:
+        yield Problem(
+            kind="stopping",
+            text=f"{name} is stopping: it sends its clients away, and takes no more.",
+            cure="Nothing is wrong if somebody restarts it; its clients come back to the others.",
+            is_error=False,
+        )
+    elif server.trouble is not None:
+        yield Problem(
+            kind="deaf",
+            text=f"{name} may not hear what is published: {server.trouble}.",
+            cure="It goes on trying, and needs no restart; see to Redis and the network between them.",
+        )
+    if server.recent_errors:
+        times = "once" if server.recent_errors == 1 else f"{server.recent_errors} times"
+        yield Problem(
+            kind="errors",
+            text=f"Callbacks raised {times} in the last minute in process {server.pid} on {server.host}.",
+            cure="Below is which, with the last error of each; the log has their tracebacks.",
+            is_error=False,
+        )
+    if server.recent_lost:
+        yield Problem(
+            kind="lost",
+            text=f"{name} dropped {server.recent_lost} messages or calls in the last minute: its callbacks are slower "
+            "than what comes.",
+            cure="Let them do less, or run more servers; the log names which.",
+        )
+    late = now - server.reported_at
+    if late > 3 * server.interval:
+        yield Problem(
+            kind="late",
+            text=f"{name} last reported {late:.0f} seconds ago.",
+            cure="It may hang, or its clock may differ from this one.",
+            is_error=False,
+        )
+
+
+# All servers together
+
+
+def _put_together(servers: Iterable[ServerReport]) -> tuple[CallbackReport, ...]:
+    found: dict[tuple[str, str | None, str, str], list[CallbackReport]] = defaultdict(list)
+    for server in servers:
+        for callback in server.callbacks:
+            found[callback.kind, callback.routing, callback.path, callback.source].append(callback)
+    return tuple(_sum(same) for same in found.values())
+
+
+def _sum(same: list[CallbackReport]) -> CallbackReport:
+    first = same[0]
+    if len(same) == 1:
+        return first
+    last_error = max(same, key=lambda each: each.last_error_at or 0.0)
+    return replace(
+        first,
+        # Every server hears every message.
+        heard=max(each.heard for each in same),
+        calls=sum(each.calls for each in same),
+        rate=sum(each.rate for each in same),
+        delivered=sum(each.delivered for each in same),
+        errors=sum(each.errors for each in same),
+        last_at=_most(each.last_at for each in same),
+        last_error=last_error.last_error,
+        last_error_at=last_error.last_error_at,
+        # Of the slowest server: those of all calls together cannot be told from these.
+        p50=_most(each.p50 for each in same),
+        p99=_most(each.p99 for each in same),
+    )
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _last_messages(servers: Iterable[ServerReport]) -> tuple[MessageReport, ...]:
+    found: dict[str, MessageReport] = {}
+    for server in servers:
+        for message in server.messages:
+            before = found.get(message.id)
+            found[message.id] = message if before is None else _together(before, message)
+    newest_first = sorted(found.values(), key=lambda message: message.published_at, reverse=True)
+    return tuple(newest_first[:MAX_MESSAGES])
+
+
+def _together(first: MessageReport, second: MessageReport) -> MessageReport:
+    return replace(
+        first,
+        reached=first.reached + second.reached,
+        errors=first.errors + second.errors,
+        lag=_most((first.lag, second.lag)),
+    )
