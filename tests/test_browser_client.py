@@ -207,6 +207,7 @@ def test_a_server_that_comes_back_has_its_pages_back_with_what_they_had_to_say(
 ) -> None:
     server, port = start_recorder(project)
     window = browser.open(site)
+    window.run("Math.random = () => 0.2")
     window.run(CONNECT, f":{port}/")
     window.run("live.send('before')")
     window.wait_for("texts.length === 1")
@@ -216,7 +217,7 @@ def test_a_server_that_comes_back_has_its_pages_back_with_what_they_had_to_say(
     window.run("for (let i = 0; i < 50; i++) live.send('away ' + i)")
     window.wait_for("events.filter(([name]) => name === 'reconnecting').length > 2")
     start_recorder(project, port)
-    window.wait_for("live.state === 'open' && texts.length === 51")
+    window.wait_for("live.state === 'open' && texts.length === 51", timeout=60)
     window.run("live.send('after')")
     window.wait_for("texts.length === 52")
     expected = ["before", *(f"away {number}" for number in range(50)), "after"]
