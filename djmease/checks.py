@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_network
 from typing import Any
@@ -105,6 +106,11 @@ def _is_peer(value: Any) -> bool:
         return False
 
 
+def _is_page_url(value: Any) -> bool:
+    # As mease.js reads it; of a path and a port the browser knows the rest.
+    return isinstance(value, str) and re.fullmatch(r"(wss?://[^/\s]+|/|:\d+(?=/|$))[^\s#]*", value) is not None
+
+
 def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or rule(value)
 
@@ -136,6 +142,11 @@ RULES: tuple[Rule, ...] = (
         _optional(_is_path),
         "a path that begins with a slash and is not /healthz, /readyz or /metrics, for example '/ws/', or None for any "
         "path",
+    ),
+    (
+        "MEASE_URL",
+        _optional(_is_page_url),
+        "an address such as 'wss://ws.example.com/', a path such as '/ws/', a port such as ':8001/', or None",
     ),
     ("MEASE_MAX_WORKERS", _optional(_is_integer(2)), "at least 2 threads (one is kept for closers), or None"),
     ("MEASE_MAX_MESSAGE_SIZE", _is_integer(1), "a positive number of bytes"),

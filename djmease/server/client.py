@@ -29,6 +29,9 @@ from djmease.server.readers import Readers
 
 CHALLENGE = 'Mease realm="websocket"'
 """HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
+BROWSER_PING = '{"type":"mease.ping"}'
+"""What mease.js sends to learn whether the connection lives: exactly this text, which receivers do not see."""
+BROWSER_PONG = '{"type":"mease.pong"}'
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
 
@@ -305,7 +308,9 @@ class Client(WebSocketHandler):
     def on_message(self, message: str | bytes) -> None:
         if not self._may_send():
             return
-        if isinstance(message, str) and message.startswith(MARK) and self.takes_headers:
+        if message == BROWSER_PING:
+            self.write_message(BROWSER_PONG)
+        elif isinstance(message, str) and message.startswith(MARK) and self.takes_headers:
             self._on_header(message)
         else:
             self.received += 1
