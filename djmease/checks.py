@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_network
 from typing import Any
@@ -105,6 +106,11 @@ def _is_proxy(value: Any) -> bool:
         return False
 
 
+def _is_page_url(value: Any) -> bool:
+    # As mease.js reads it; of a path and a port the browser knows the rest.
+    return isinstance(value, str) and re.fullmatch(r"(wss?://[^/\s]+|/|:\d+(?=/|$))[^\s#]*", value) is not None
+
+
 def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or rule(value)
 
@@ -131,6 +137,11 @@ RULES: tuple[Rule, ...] = (
         "MEASE_PATH",
         _optional(lambda value: _is_text(value) and value.startswith("/")),
         "a path that begins with a slash, for example '/ws/', or None for any path",
+    ),
+    (
+        "MEASE_URL",
+        _optional(_is_page_url),
+        "an address such as 'wss://ws.example.com/', a path such as '/ws/', a port such as ':8001/', or None",
     ),
     ("MEASE_MAX_WORKERS", _optional(_is_integer(2)), "at least 2 threads (one is kept for closers), or None"),
     ("MEASE_MAX_MESSAGE_SIZE", _is_integer(1), "a positive number of bytes"),

@@ -33,6 +33,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     PORT = 8001
     # The only path that is a WebSocket; unset, any is.
     PATH: str | None = None
+    # Where pages connect to; unset, MEASE_PORT and MEASE_PATH of the host that the browser sees.
+    URL: str | None = None
     # Seconds for a handshake, from the first byte to the answer.
     HANDSHAKE_TIMEOUT = 10
     # Seconds over which clients are sent away when the server is asked to stop.

@@ -69,7 +69,7 @@ def live_server() -> Iterator[LiveServer]:
 
     It needs no Redis, and sees the test's database as Django's live server does: use it with ``LiveServerTestCase``,
     ``TransactionTestCase`` or ``django_db(transaction=True)``, whose data other threads can see. ``url`` is its
-    address, and ``settings.MEASE_PORT`` its port for as long as it lives.
+    address, and ``settings.MEASE_PORT`` its port for as long as it lives; ``{% mease_script %}`` leads pages there.
     """
     # Nothing of the server is imported where it is not wanted.
     server: LiveServer = import_string("djmease.server.live.LiveServer")()
@@ -78,7 +78,7 @@ def live_server() -> Iterator[LiveServer]:
         with (
             _listed(server.publish, publishing.wires),
             _listed(server.control, publishing.control_wires),
-            override_settings(MEASE_PORT=server.port),
+            override_settings(MEASE_PORT=server.port, MEASE_URL=None),
         ):
             yield server
     finally:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from tests.support import DEADLINE, eventually
-
-REQUIRE_ALL = "MEASE_TESTS_REQUIRE_ALL"
-"""An environment variable that makes a test fail where it would be skipped for want of a program."""
+from tests.support import DEADLINE, eventually, find_program
 
 FLAGS = (
     "--headless",
@@ -33,21 +28,6 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
-
-
-def find_program(*names: str) -> str:
-    """Return the path of the first of these programs there is; without any the test is skipped, or fails in CI."""
-    for name in names:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    _go_without(f"none of these is installed: {', '.join(names)}")
-
-
-def _go_without(reason: str) -> NoReturn:
-    if os.environ.get(REQUIRE_ALL):
-        pytest.fail(f"{reason}, and {REQUIRE_ALL} is set")
-    pytest.skip(reason)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from djmease.server import live
@@ -35,6 +37,26 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", timeou
             return value
         assert time.monotonic() < deadline, f"{what} did not come true in {timeout} s"
         time.sleep(0.01)
+
+
+REQUIRE_ALL = "MEASE_TESTS_REQUIRE_ALL"
+"""An environment variable that makes a test fail where it would be skipped for want of a program."""
+
+
+def find_program(*names: str) -> str:
+    """Return the path of the first of these programs there is; without any, go without."""
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    go_without(f"none of these is installed: {', '.join(names)}")
+
+
+def go_without(reason: str) -> NoReturn:
+    """Skip the test, or fail it where all must run."""
+    if os.environ.get(REQUIRE_ALL):
+        pytest.fail(f"{reason}, and {REQUIRE_ALL} is set")
+    pytest.skip(reason)
 
 
 class LiveServer(live.LiveServer):

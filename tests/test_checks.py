@@ -67,6 +67,14 @@ def found(deploy: bool = False) -> list[str]:
         ("PORT", 65536, ["djmease.E008", "MEASE_PORT is 65536"]),
         ("HOST", None, ["djmease.E008", "MEASE_HOST is None"]),
         ("PATH", "ws/", ["djmease.E008", "MEASE_PATH is 'ws/'", "begins with a slash"]),
+        ("URL", "ws/", ["djmease.E008", "MEASE_URL is 'ws/'", "a path such as '/ws/'"]),
+        ("URL", "https://example.com/", ["djmease.E008", "MEASE_URL is 'https://example.com/'"]),
+        ("URL", "wss:///ws/", ["djmease.E008", "MEASE_URL is 'wss:///ws/'"]),
+        ("URL", ":ws/", ["djmease.E008", "MEASE_URL is ':ws/'"]),
+        ("URL", ":80a/", ["djmease.E008", "MEASE_URL is ':80a/'"]),
+        ("URL", "/ws/ now", ["djmease.E008", "MEASE_URL is '/ws/ now'"]),
+        ("URL", "/ws/#top", ["djmease.E008", "MEASE_URL is '/ws/#top'"]),
+        ("URL", 8001, ["djmease.E008", "MEASE_URL is 8001"]),
         ("MAX_WORKERS", 1, ["djmease.E008", "MEASE_MAX_WORKERS is 1", "at least 2"]),
         ("MAX_MESSAGE_SIZE", 0, ["djmease.E008", "MEASE_MAX_MESSAGE_SIZE is 0"]),
         ("MAX_PUBLISH_SIZE", True, ["djmease.E008", "MEASE_MAX_PUBLISH_SIZE is True"]),
@@ -108,6 +116,14 @@ def test_good_settings_have_no_fault(settings: Any) -> None:
     assert found() == []
 
 
+@pytest.mark.parametrize(
+    "url", ["/ws/", "/", ":8001", ":8001/ws/?a=1", "ws://127.0.0.1:8001", "wss://ws.example.com/live/", "//a.example/"]
+)
+def test_what_a_page_can_connect_to_is_no_fault(settings: Any, url: str) -> None:
+    settings.MEASE_URL = url
+    assert found() == []
+
+
 def test_the_settings_of_the_moment_are_checked() -> None:
     with override_settings(MEASE_ROUTES={"news": "nowhere.at.all"}):
         assert found()
@@ -119,7 +135,7 @@ def test_an_unknown_setting_is_a_warning_with_the_closest(settings: Any) -> None
     settings.MEASE_XYZZY = 1
     faults = found()
     assert any("djmease.W003 MEASE_ROUTE is not" in fault and "MEASE_ROUTES?" in fault for fault in faults)
-    assert any("djmease.W003 MEASE_XYZZY" in fault and "MEASE_PORT" in fault for fault in faults)
+    assert any("djmease.W003 MEASE_XYZZY" in fault and "MEASE_URL" in fault for fault in faults)
 
 
 def test_a_duplicate_is_a_warning_that_names_both_places(settings: Any) -> None:

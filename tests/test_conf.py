@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_HOST": "127.0.0.1",
     "MEASE_PORT": 8001,
     "MEASE_PATH": None,
+    "MEASE_URL": None,
     "MEASE_ALLOWED_ORIGINS": [],
     "MEASE_REQUIRE_ORIGIN": False,
     "MEASE_LOGIN_REQUIRED": False,

@@ -21,6 +21,9 @@ from djmease.server.readers import Readers
 
 CHALLENGE = 'Mease realm="websocket"'
 """HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
+BROWSER_PING = '{"type":"mease.ping"}'
+"""What mease.js sends to learn whether the connection lives: exactly this text, which receivers do not see."""
+BROWSER_PONG = '{"type":"mease.pong"}'
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
 
@@ -260,7 +263,11 @@ class Client(WebSocketHandler):
     open = _open
 
     def on_message(self, message: str | bytes) -> None:
-        if self._may_send():
+        if not self._may_send():
+            return
+        if message == BROWSER_PING:
+            self.write_message(BROWSER_PONG)
+        else:
             self._events.received(self, message)
 
     def on_ping(self, data: bytes) -> None:
