@@ -45,7 +45,7 @@ def vote(request: HttpRequest) -> HttpResponse:
 
 
 def websocket_url(request: HttpRequest) -> str:
-    """Return the address that htmx wants in whole: here another port of the site's host, in production mostly a path."""
+    """Return the address that htmx wants in whole: here another port of the site's host."""
     host, _ = split_domain_port(request.get_host())
     return f"{'wss' if request.is_secure() else 'ws'}://{host}:{settings.MEASE_PORT}/"
 

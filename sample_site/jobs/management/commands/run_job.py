@@ -24,7 +24,8 @@ class Command(BaseCommand):
         owner = user_called(options["user"]) if options["user"] else None
         job = Job.objects.create(name=options["name"], owner=owner, total=options["steps"])
         run(job, options["seconds"])
-        self.stdout.write(f"{job.name}: done.")
+        if options["verbosity"]:
+            self.stdout.write(f"{job.name}: done.")
 
 
 def user_called(name: str):
