@@ -1,0 +1,2 @@
+export * from "./mease.js";
+export { default } from "./mease.js";

@@ -1,0 +1,341 @@
+/* The browser's side of django-mease: one WebSocket that comes back by itself.
+
+   A plain script that sets the global "mease", so that a script tag is all it takes. The file mease.module.js is this
+   one with exports behind it, mease.d.ts has the types, and the README says how to use it. */
+(() => {
+  "use strict";
+
+  const SECOND = 1000;
+  const FIRST_WAIT = 0.5 * SECOND;      // before the first new attempt, at most; it doubles with each
+  const LONGEST_WAIT = 20 * SECOND;
+  const LATER_WAIT = 5 * SECOND;        // before all else, where the server says "later"
+  const CLOSEST = SECOND;               // between two attempts, however often a tab is shown
+  const STABLE_AFTER = 10 * SECOND;     // a connection that stayed so long was a good one
+  const DIAL_TIMEOUT = 20 * SECOND;
+  const STALE_AFTER = 5 * SECOND;       // an attempt so old is given up when the tab is shown
+  const LOOK_INTERVAL = 5 * SECOND;     // between two looks at how long it has been silent: finds a sleep too
+  const ANSWER_TIMEOUT = 10 * SECOND;
+
+  const ENDED = [1000, 1005];           // a callback closed it, with or without a code
+  const REFUSED = [1002, 1007, 1008, 1009, 4401, 4403];
+  const LATER = [1013, 4429];
+  const RESTARTS = 1012;
+  const BROKEN = 1006;
+  const LOGIN_ENDED = 4401;
+
+  const PING = '{"type":"mease.ping"}';
+  const PONG = '{"type":"mease.pong"}';
+  const OWN_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
+  const DEFAULTS = { maxQueue: 100, heartbeat: 25, final: [] };
+
+  class Live {
+    #url;
+    #options;
+    #state = "connecting";
+    #handlers = new Map();
+    #queue = [];
+    #socket = null;
+    #timer;                             // what is waited for: an attempt, its end, or the next look at the silence
+    #attempt = null;                    // the one under way; an older one sees that it is not, and gives up
+    #attemptAt = 0;
+    #notBefore = 0;
+    #failures = 0;
+    #openedAt = 0;                      // 0 while it is not open
+    #hasBeenOpen = false;
+    #heardAt = 0;
+    #isProbing = false;
+    #hasWarned = false;
+    #listening = new AbortController();
+
+    constructor(url, options) {
+      this.#url = url;
+      this.#options = options;
+      this.#listenToBrowser();
+      this.#connect();
+    }
+
+    get state() {
+      return this.#state;
+    }
+
+    on(name, handler) {
+      const handlers = this.#handlers.get(name) ?? new Set();
+      const entry = { handler };        // so that one function may be there twice
+      this.#handlers.set(name, handlers.add(entry));
+      return () => void handlers.delete(entry);
+    }
+
+    send(data) {
+      const frame = encode(data);
+      const { maxQueue } = this.#options;
+      const isFull = this.#queue.length >= maxQueue;
+      if (this.#isOver()) return this.#drop(data, `the connection is ${this.#state}`);
+      // While an answer is awaited the connection may be dead, so that messages wait too; but none is lost for that.
+      if (this.#isOpen() && this.#isProbing && isFull) this.#flush();
+      if (this.#isOpen() && (!this.#isProbing || isFull)) this.#socket.send(frame);
+      else if (!isFull) this.#queue.push(frame);
+      else return this.#drop(data, `${maxQueue} wait already (send less while state is not "open", or raise maxQueue)`);
+      return true;
+    }
+
+    close() {
+      if (this.#isOver()) return;
+      this.#flush();
+      this.#end("closed", { code: 1000, reason: "" });
+    }
+
+    #isOpen() {
+      return this.#state === "open" && this.#socket.readyState === 1;
+    }
+
+    #isOver() {
+      return this.#state === "closed" || this.#state === "refused";
+    }
+
+    // What is shifted here has been handed to the socket, and is never sent again.
+    #flush() {
+      while (this.#queue.length && this.#isOpen()) this.#socket.send(this.#queue.shift());
+    }
+
+    #drop(data, reason) {
+      if (!this.#hasWarned) console.warn(`mease: not sent, since ${reason}`);
+      this.#hasWarned = true;
+      this.#emit("dropped", data, reason);
+      return false;
+    }
+
+    #emit(name, ...details) {
+      for (const { handler } of [...(this.#handlers.get(name) ?? [])]) {
+        try {
+          handler(...details);
+        } catch (error) {
+          setTimeout(() => { throw error; });     // where window.onerror sees it, and nobody else is disturbed
+        }
+      }
+    }
+
+    #wait(delay, then) {
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(then, delay);
+    }
+
+    /* ---- a connection comes ---- */
+
+    async #connect() {
+      const attempt = (this.#attempt = {});
+      this.#attemptAt = Date.now();
+      this.#notBefore = this.#attemptAt + CLOSEST;
+      this.#wait(DIAL_TIMEOUT, () => this.#lose(BROKEN, "no answer in time"));
+      try {
+        const protocols = this.#options.ticket ? await ticketProtocols(this.#options) : [];
+        if (attempt !== this.#attempt) return;
+        if (protocols) this.#listenTo(new WebSocket(this.#url, protocols));
+        else this.#end("refused", { code: LOGIN_ENDED, reason: "there is no ticket for this page" });
+      } catch (error) {
+        if (attempt === this.#attempt) this.#lose(BROKEN, String(error));
+      }
+    }
+
+    #listenTo(socket) {
+      this.#socket = socket;
+      socket.binaryType = "arraybuffer";
+      socket.onopen = () => this.#open();
+      socket.onmessage = (event) => this.#receive(event);
+      socket.onclose = (event) => this.#lose(event.code, event.reason);
+    }
+
+    #open() {
+      const again = this.#hasBeenOpen;
+      this.#state = "open";
+      this.#attempt = null;
+      this.#hasBeenOpen = true;
+      this.#hasWarned = false;
+      this.#openedAt = this.#heardAt = Date.now();
+      this.#watch();
+      this.#emit("open", { again });    // before what waited: a handler joins a room, say
+      this.#flush();
+    }
+
+    #receive(event) {
+      this.#heardAt = Date.now();
+      if (this.#isProbing) {
+        this.#isProbing = false;
+        this.#flush();
+      }
+      if (event.data === PONG) return;
+      const data = parse(event.data);
+      this.#emit("message", data, event);
+      if (typeof data?.type === "string" && !OWN_EVENTS.includes(data.type)) this.#emit(data.type, data, event);
+    }
+
+    /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
+
+    #watch() {
+      const heartbeat = this.#options.heartbeat * SECOND;
+      const delay = Math.min(heartbeat, this.#isProbing ? ANSWER_TIMEOUT : LOOK_INTERVAL);
+      if (heartbeat) this.#wait(delay, () => this.#look(heartbeat));
+      else clearTimeout(this.#timer);
+    }
+
+    #look(heartbeat) {
+      if (this.#isProbing) this.#lose(BROKEN, "no answer to a ping");
+      else if (Math.abs(Date.now() - this.#heardAt) >= heartbeat) this.#probe();
+      else this.#watch();
+    }
+
+    #probe() {
+      if (this.#isProbing || !this.#isOpen() || !this.#options.heartbeat) return;
+      this.#isProbing = true;
+      this.#socket.send(PING);
+      this.#watch();
+    }
+
+    #listenToBrowser() {
+      const { signal } = this.#listening;
+      const listen = (target, name, handler) => target?.addEventListener?.(name, handler, { signal });
+      listen(globalThis, "offline", () => this.#doubt());
+      listen(globalThis, "online", () => this.#wake(CLOSEST));
+      listen(globalThis, "pageshow", (event) => event.persisted && this.#wake(STALE_AFTER));
+      listen(globalThis.document, "visibilitychange", () => {
+        if (document.visibilityState === "visible") this.#wake(STALE_AFTER);
+      });
+    }
+
+    #doubt() {
+      if (Math.abs(Date.now() - this.#heardAt) > CLOSEST) this.#probe();
+    }
+
+    // Connects at once, or doubts the connection there is. An attempt of before the network came back may hang for long.
+    #wake(patience) {
+      const now = Date.now();
+      if (this.#openedAt) {
+        this.#doubt();
+      } else if (!this.#attempt || now - this.#attemptAt > patience) {
+        this.#letGo();
+        this.#wait(Math.min(LATER_WAIT, this.#notBefore - now), () => this.#connect());
+      }
+    }
+
+    /* ---- a connection goes ---- */
+
+    #lose(code, reason) {
+      if (ENDED.includes(code)) this.#end("closed", { code, reason });
+      else if (REFUSED.includes(code) || this.#options.final.includes(code)) this.#end("refused", { code, reason });
+      else this.#reconnect(code, reason);
+    }
+
+    #reconnect(code, reason) {
+      const now = Date.now();
+      const wasOpen = this.#openedAt > 0;
+      if (wasOpen && now - this.#openedAt >= STABLE_AFTER) this.#failures = 0;
+      const delay = this.#delay(code, now);
+      this.#failures++;
+      this.#letGo();
+      this.#state = "reconnecting";
+      this.#wait(delay, () => this.#connect());
+      if (this.#failures === 3 && !this.#hasBeenOpen) this.#explain(reason);
+      if (wasOpen) this.#emit("close", { code, reason });
+      if (this.#isOver()) return;       // a handler has closed it
+      this.#emit("reconnecting", { code, reason, attempt: this.#failures, delay: delay / SECOND });
+    }
+
+    // Any time up to a limit that doubles ("full jitter"): the pages of a server that restarts do not all come at once.
+    #delay(code, now) {
+      const isLater = LATER.includes(code);
+      if (isLater) this.#notBefore = now + LATER_WAIT;
+      if (isLater || code === RESTARTS) this.#failures = Math.max(this.#failures, 2);
+      return Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures) + (isLater ? LATER_WAIT : 0);
+    }
+
+    #explain(reason) {
+      const why = reason || "does run_websocket_server run there, and does its log say that it refuses this page?";
+      console.warn(`mease: no connection to ${this.#url} yet: ${why}`);
+    }
+
+    #end(state, details) {
+      const wasOpen = this.#openedAt > 0;
+      const unsent = this.#queue.splice(0).length;
+      this.#letGo();
+      this.#listening.abort();
+      this.#state = state;
+      if (unsent) console.warn(`mease: ${state}, messages that were not sent: ${unsent}`);
+      if (wasOpen || state === "closed") this.#emit("close", details);
+      if (state === "refused") this.#emit("refused", details);
+    }
+
+    // Never two connections: the old one is closed and has no way back before another is begun.
+    #letGo() {
+      const socket = this.#socket;
+      clearTimeout(this.#timer);
+      this.#socket = this.#attempt = null;
+      this.#openedAt = 0;
+      this.#isProbing = false;
+      if (!socket) return;
+      socket.onopen = socket.onmessage = socket.onclose = null;
+      socket.close(1000);
+    }
+  }
+
+  function encode(data) {
+    if (typeof data === "string" || data instanceof ArrayBuffer || ArrayBuffer.isView(data)) return data;
+    if (data instanceof Blob) return data;
+    const text = JSON.stringify(data);
+    if (text === undefined) throw new TypeError(`mease: ${typeof data} cannot be sent`);
+    return text;
+  }
+
+  function parse(data) {
+    try {
+      return typeof data === "string" ? JSON.parse(data) : data;
+    } catch {
+      return data;
+    }
+  }
+
+  // A ticket is good for one attempt, and stands in no log when it goes as a subprotocol.
+  async function ticketProtocols({ ticket, csrfToken }) {
+    const text = await (typeof ticket === "function" ? ticket() : askForTicket(ticket, csrfToken ?? findCsrfToken()));
+    return text ? ["mease.ticket", `mease.ticket.${text}`] : null;
+  }
+
+  async function askForTicket(url, csrfToken) {
+    const answer = await fetch(url, { method: "POST", headers: { "X-CSRFToken": csrfToken } });
+    if (answer.status === 401 || answer.status === 403) return null;
+    if (!answer.ok) throw new Error(`${url} answered ${answer.status}`);
+    return (await answer.json()).ticket;
+  }
+
+  function findCsrfToken() {
+    const field = document.querySelector("[name=csrfmiddlewaretoken]");
+    return field?.value ?? document.cookie.match(/(?:^|; )csrftoken=([^;]*)/)?.[1] ?? "";
+  }
+
+  // ":8001/ws/" is a port of the page's own host, "/ws/" a path of its own port, "?room=7" more for what the tag says.
+  function resolve(url) {
+    const { hostname, href } = globalThis.location ?? {};
+    let text = String(url ?? "");
+    if (text === "" || text[0] === "?") text = addressOfTag() + text;
+    if (text[0] === ":") text = `//${hostname}${text}`;
+    const address = new URL(text, href);
+    address.protocol = address.protocol.replace("http", "ws");
+    address.hash = "";
+    if (!address.protocol.startsWith("ws")) throw new SyntaxError(`mease: ${text} is no address of a WebSocket`);
+    return address.href;
+  }
+
+  function addressOfTag() {
+    const address = globalThis.document?.querySelector("script[data-mease-url]")?.dataset.measeUrl;
+    if (address) return address;
+    throw new Error('mease: where to? Put {% mease_script %} into the page, or call mease.connect("/ws/")');
+  }
+
+  function connect(url, options) {
+    if (url && typeof url === "object" && !(url instanceof URL)) return connect(undefined, url);
+    return new Live(resolve(url), { ...DEFAULTS, ...options });
+  }
+
+  globalThis.mease ??= Object.freeze({ connect });
+})();
+
+export const { connect } = globalThis.mease;
+export default globalThis.mease;

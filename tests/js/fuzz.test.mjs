@@ -1,0 +1,80 @@
+/* Thousands of turns of chance: whatever a network and a person do, these hold. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { PING, PONG, World, settle } from "./world.mjs";
+
+const TURNS = 400;
+
+// A generator of its own (mulberry32), so that a seed that fails does so again.
+function chance(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(seed ^ (seed >>> 15), seed | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+for (let seed = 1; seed <= 40; seed++) {
+  // That there are never two connections is held by the sockets of the World.
+  test(`in order, each at most once, none lost that waited, no hammer: seed ${seed}`, async () => {
+    const random = chance(seed);
+    const pick = (list) => list[Math.floor(random() * list.length)];
+    const world = new World();
+    const asked = [];
+    const ticket = async () => {
+      asked.push(world.now + world.skew);
+      return "t";
+    };
+    const live = world.mease.connect({ maxQueue: 50, ticket: seed % 2 ? undefined : ticket });
+    const taken = [];
+    const wokenAt = [];
+    live.on("open", () => assert.equal(live.state, "open"));
+
+    const wake = (run) => {
+      wokenAt.push(world.now + world.skew);
+      run();
+    };
+    const turns = {
+      send: () => {
+        const text = `message ${taken.length}`;
+        if (live.send(text)) taken.push(text);
+      },
+      open: () => world.socket?.readyState === 0 && world.socket.open(),
+      break: () => world.socket?.readyState < 2 && world.socket.end(pick([1001, 1006, 1011, 1012, 1013, 4429])),
+      beginToClose: () => world.socket?.readyState === 1 && (world.socket.readyState = 2),
+      closed: () => world.socket?.readyState === 2 && world.socket.end(1006),
+      receive: () => world.socket?.receive(pick(["news", PONG])),
+      answer: () => world.socket?.sent.at(-1) === PING && world.socket.receive(PONG),
+      show: () => wake(() => world.show(pick(["visible", "hidden"]))),
+      online: () => wake(() => world.window(pick(["online", "offline"]))),
+      restore: () => wake(() => world.window("pageshow", { persisted: true })),
+      sleep: () => world.sleep(random() * 100),
+      pass: () => world.pass(random() * pick([0.1, 1, 10, 40])),
+    };
+    for (let turn = 0; turn < TURNS; turn++) {
+      world.random = random();
+      await turns[pick(Object.keys(turns))]();
+      await settle();
+      if (world.socket?.readyState === 3) assert.notEqual(live.state, "open");
+    }
+
+    // At last everything works, and all is there.
+    world.window("online");
+    for (let time = 0; time < 60 && !(live.state === "open" && world.socket.readyState === 1); time++) {
+      if (world.socket?.readyState === 2) world.socket.end();
+      if (world.socket?.readyState === 0) world.socket.open();
+      await world.pass(1);
+    }
+    assert.equal(live.state, "open");
+    world.socket.receive(PONG);
+    assert.deepEqual(world.sent, taken);
+    const attempts = seed % 2 ? world.sockets.map((socket) => socket.at) : asked;
+    const woken = new Set(wokenAt);
+    for (const [index, at] of attempts.slice(1).entries()) {
+      assert.ok(at - attempts[index] >= 1000 || !woken.has(at), "a wake made an attempt too soon");
+    }
+    assert.deepEqual(world.errors, []);
+  });
+}
