@@ -25,6 +25,10 @@ class Source:
         return self._all_lines().index(self.since) if self.since else 0
 
     @property
+    def first_line(self) -> int:
+        return self.skipped + 1
+
+    @property
     def is_python_of_its_own(self) -> bool:
         """Whether it was written for its example, as the settings were not."""
         return self.path.endswith(".py") and not self.path.startswith("config/")
