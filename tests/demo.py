@@ -39,15 +39,21 @@ class Demo:
             "SAMPLE_SITE_PORT": str(self.port),
             "SAMPLE_SITE_WEBSOCKET_PORT": str(free_port()),
         }
-        self.process = self.manage("demo")
-        self.websocket_port = self.process.port()
-        self.process.wait_for("Quit the server with CONTROL-C.")
+        self.processes: list[Process] = []
+        self.start()
         self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
         eventually(self._answers, "the site")
 
+    def start(self) -> None:
+        self.process = self.manage("demo")
+        self.websocket_port = self.process.port()
+        self.process.wait_for("Quit the server with CONTROL-C.")
+
     def manage(self, *arguments: str) -> Process:
-        """Start a command of the site beside it."""
-        return Process([sys.executable, "manage.py", *arguments], SITE, self.environment)
+        """Start a command of the site; it ends with us."""
+        process = Process([sys.executable, "manage.py", *arguments], SITE, self.environment)
+        self.processes.append(process)
+        return process
 
     def run(self, *arguments: str) -> str:
         """Run a command of the site to its end, and return what it printed."""
@@ -56,7 +62,8 @@ class Demo:
         return process.out
 
     def stop(self) -> None:
-        self.process.stop()
+        for process in reversed(self.processes):
+            process.stop()
         shutil.rmtree(self.home)
 
     def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
@@ -85,3 +92,23 @@ class Demo:
             return bool(self.get("/"))
         except OSError:
             return False
+
+
+class SingleSteps(Demo):
+    """The same in single steps: a site, and a WebSocket server of its own that a test may kill."""
+
+    def start(self) -> None:
+        self.run("migrate", "--verbosity", "0")
+        self.process = self.manage("run_websocket_server", "--noreload")
+        self.websocket_port = self.process.port()
+        site = self.manage("runserver", "--noreload", f"127.0.0.1:{self.port}")
+        site.wait_for("Quit the server with CONTROL-C.")
+
+    def kill(self) -> None:
+        """End the WebSocket server as a machine that fails does: it can say no goodbye."""
+        self.process.popen.kill()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        self.process = self.manage("run_websocket_server", "--noreload")
+        self.process.port()

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
-from django.views.generic import TemplateView
+from django.views.generic import RedirectView, TemplateView
 
 from announcements.views import board
 from chat.views import room
@@ -25,5 +25,6 @@ urlpatterns = [
     path("questions/vote/", vote, name="vote"),
     path("login/", LoginView.as_view(template_name="login.html", extra_context={"settings": settings}), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
+    path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}icon.svg")),
     path("admin/", admin.site.urls),
 ]
