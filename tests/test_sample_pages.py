@@ -194,7 +194,7 @@ def test_who_votes_by_the_keyboard_keeps_the_place_when_the_list_is_swapped(ada:
     assert two.run("return document.querySelector('#questions button').getAttribute('aria-label')") == asked
 
 
-@pytest.mark.parametrize("width", [320, 375, 1280])
+@pytest.mark.parametrize("width", [320, 375, 768, 1280])
 def test_no_page_is_wider_than_its_window_and_nothing_comes_from_elsewhere(ada: Person, demo: Demo, width: int) -> None:
     ada.log_in("demo")
     window = ada.open("/")

@@ -82,6 +82,10 @@ SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 MEASE_PORT = int(os.environ.get("SAMPLE_SITE_WEBSOCKET_PORT", 8001))
 MEASE_EMBEDDED_DIR = os.environ.get("SAMPLE_SITE_EMBEDDED_DIR")
 
+# Nobody types faster; what sends more is closed.
+MEASE_MAX_MESSAGE_RATE = 5
+MEASE_MAX_MESSAGE_BURST = 50
+
 # What is published, and who writes it to the pages: all but the chat's messages, whose sender a decorator registers.
 MEASE_ROUTES = {
     "board": "djmease.senders.broadcast",

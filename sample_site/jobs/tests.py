@@ -50,6 +50,10 @@ class ProgressTests(TestCase):
         with self.assertRaisesMessage(CommandError, "There is no user called nobody."):
             call_command("run_job", user="nobody")
 
+    def test_a_job_must_have_something_to_do(self):
+        with self.assertRaises(CommandError):
+            call_command("run_job", steps=0)
+
     def test_a_job_whose_process_has_died_is_broken_off(self):
         job = Job.objects.create(name="x", total=9, done=4)
         self.assertEqual(job.state, "running")

@@ -10,6 +10,7 @@
       const digits = document.getElementById(side);
       digits.classList.toggle("fresh", digits.textContent !== String(score[side]));
       digits.textContent = score[side];
+      if (form && !form.contains(document.activeElement)) form[side].value = score[side];
     }
   }
 

@@ -33,10 +33,13 @@ function watch(live) {
   return live;
 }
 
-// htmx has a connection of its own, and tells of it by events.
+// htmx has a connection of its own, and tells of it by events. After these codes it comes back.
+const COMES_BACK = [1006, 1011, 1012, 1013];
 document.addEventListener("htmx:wsConnecting", () => showState("connecting"));
 document.addEventListener("htmx:wsOpen", () => showState("open"));
-document.addEventListener("htmx:wsClose", () => showState("reconnecting"));
+document.addEventListener("htmx:wsClose", ({ detail }) => {
+  showState(COMES_BACK.includes(detail.event.code) ? "reconnecting" : "closed");
+});
 document.addEventListener("htmx:wsAfterMessage", blink);
 
 function showTime(element, moment = element.dateTime) {

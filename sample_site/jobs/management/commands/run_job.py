@@ -21,6 +21,8 @@ class Command(BaseCommand):
         parser.add_argument("--user", help="tell this user alone, by name")
 
     def handle(self, *args, **options) -> None:
+        if options["steps"] < 1 or options["seconds"] < 0:
+            raise CommandError("A job has one step at least, and takes no negative time.")
         owner = user_called(options["user"]) if options["user"] else None
         job = Job.objects.create(name=options["name"], owner=owner, total=options["steps"])
         run(job, options["seconds"])
