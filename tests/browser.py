@@ -66,6 +66,7 @@ class Browser:
 
     def open(self, url: str) -> Window:
         """Return a new window that has loaded this page."""
+        self.driver.switch_to.window(self._resting)  # A window that a test has closed has no successor.
         self.driver.switch_to.new_window("tab")
         window = Window(self.driver)
         window.load(url)
@@ -102,9 +103,9 @@ class Window:
         """Return what a function body returns in the page; ``arguments`` is what it was given. Promises are awaited."""
         return self.driver.execute_script(script, *arguments)
 
-    def wait_for(self, expression: str, *arguments: Any) -> Any:
+    def wait_for(self, expression: str, *arguments: Any, timeout: float = DEADLINE) -> Any:
         """Return the first true value of a JavaScript expression, looked at until the deadline."""
-        return eventually(lambda: self.run(f"return {expression}", *arguments), expression)
+        return eventually(lambda: self.run(f"return {expression}", *arguments), expression, timeout)
 
     def find(self, selector: str) -> WebElement:
         """Return the element of a CSS selector, once it is there."""
@@ -134,6 +135,23 @@ class Window:
     def logged(self) -> list[str]:
         """Return what all windows wrote to the console since this was last called, errors of the browser included."""
         return [f"{entry['level']} {entry['message']}" for entry in self.driver.get_log("browser")]
+
+    def hide(self) -> None:
+        """Minimize it, so that its page is hidden."""
+        self.driver.minimize_window()
+        self.wait_for("document.visibilityState === 'hidden'")
+
+    def show(self) -> None:
+        """Show it again."""
+        self.driver.set_window_rect(0, 0, 1200, 900)
+        self.wait_for("document.visibilityState === 'visible'")
+
+    def network(self, is_there: bool) -> None:
+        """Take its network away, as a browser sees that, or give it back."""
+        conditions = {"offline": not is_there, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.driver.execute_cdp_cmd("Network.enable", {})
+        self.driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+        self.wait_for(f"navigator.onLine === {str(is_there).lower()}")
 
     def close(self) -> None:
         self.driver.close()
