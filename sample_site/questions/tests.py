@@ -48,6 +48,15 @@ class ListTests(TestCase):
             self.assertContains(response, "This field is required.")
             self.assertEqual(messages, [])
 
+    def test_htmx_is_told_where_to_connect(self):
+        for setting, url in (
+            (None, "ws://testserver:8001/"),
+            ("/ws/", "/ws/"),
+            ("wss://example.com/", "wss://example.com/"),
+        ):
+            with self.settings(MEASE_URL=setting, MEASE_PORT=8001):
+                self.assertContains(self.client.get("/questions/"), f'ws-connect="{url}"')
+
     def test_votes_for_nothing_are_not_found(self):
         for question in ("7", "x", "", "9" * 30):
             self.assertEqual(self.client.post("/questions/vote/", {"question": question}).status_code, 404)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from django.conf import settings
 from django.db.models import F
 from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse
@@ -10,6 +9,7 @@ from django.http.request import split_domain_port
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST
 
+from djmease.templatetags.djmease import server_url
 from questions.models import Question, listed, publish_list
 
 
@@ -45,9 +45,10 @@ def vote(request: HttpRequest) -> HttpResponse:
 
 
 def websocket_url(request: HttpRequest) -> str:
-    """Return the address that htmx wants in whole: here another port of the site's host."""
+    """Return where htmx connects to. It knows paths and whole addresses, but no ":8001/", another port of this host."""
+    url = server_url()
     host, _ = split_domain_port(request.get_host())
-    return f"{'wss' if request.is_secure() else 'ws'}://{host}:{settings.MEASE_PORT}/"
+    return f"{'wss' if request.is_secure() else 'ws'}://{host}{url}" if url.startswith(":") else url
 
 
 def is_htmx(request: HttpRequest) -> bool:
