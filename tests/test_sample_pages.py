@@ -98,7 +98,7 @@ def test_those_who_are_here_are_seen_to_come_and_go(ada: Person, grace: Person) 
 def test_a_refused_message_says_why_and_is_not_lost(ada: Person) -> None:
     window = ada.chat("Ada")
     say(window, "@grace psst")
-    window.wait_for_text("#problem", "Log in to whisper")
+    window.wait_for_text("#note", "Log in to whisper")
     assert window.run("return document.getElementById('text').value") == "@grace psst"
 
 
@@ -258,7 +258,7 @@ def test_a_page_survives_the_death_of_the_server_and_sends_what_was_typed_meanwh
         site.kill()
         one.wait_for_text("#state", "Reconnecting")
         say(one, "Is anybody there?")
-        one.wait_for_text("#problem", "Kept, and sent")
+        one.wait_for_text("#note", "Kept, and sent")
         site.start_again()
         for page in (one, two):
             page.wait_for_text("#state", "Live")
@@ -267,6 +267,6 @@ def test_a_page_survives_the_death_of_the_server_and_sends_what_was_typed_meanwh
         one.wait_for_text("#messages", "Yes.")
         assert texts(one, ".message-text") == texts(two, ".message-text") == ["Is anybody there?", "Yes."]
         assert texts(one, "#here bdi") == ["Ada", "Grace"]
-        assert one.text("#problem") == ""
+        assert one.text("#note") == ""
     finally:
         site.stop()

@@ -5,8 +5,8 @@
   const MAX_MESSAGES = 200;                  // kept on the page
   const LOOK_INTERVAL = 30_000;              // milliseconds; the server forgets who is silent for three minutes
 
-  const [chat, messages, here, who, text, problem] =
-    ["chat", "messages", "here", "who", "text", "problem"].map((id) => document.getElementById(id));
+  const [chat, messages, here, who, text, note] =
+    ["chat", "messages", "here", "who", "text", "note"].map((id) => document.getElementById(id));
   let live;
   let lastSent = "";
 
@@ -14,7 +14,7 @@
     live?.close();
     live = watch(mease.connect(`?${new URLSearchParams({ room: chat.dataset.room, name: who.value })}`));
     live.on("open", () => {
-      problem.textContent = "";
+      tell("");
       look();
     });
     live.on("chat.message", showMessage);
@@ -68,8 +68,13 @@
   }
 
   function showError(error) {
-    problem.textContent = error.text;
+    tell(error.text, "problem");
     if (!text.value) text.value = lastSent;
+  }
+
+  function tell(words, kind = "note") {
+    note.className = kind;
+    note.textContent = words;
   }
 
   // While the connection is away, mease.js keeps what is sent, and sends it once.
@@ -80,7 +85,7 @@
       ? { type: "chat.whisper", to: whisper[1], text: whisper[2] }
       : { type: "chat.say", text: text.value };
     if (!live.send(frame)) return;
-    problem.textContent = live.state === "open" ? "" : "Kept, and sent when the connection is back.";
+    tell(live.state === "open" ? "" : "Kept, and sent when the connection is back.");
     lastSent = text.value;
     text.value = "";
   }
