@@ -10,7 +10,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.browser import Browser, Window
 from tests.demo import Demo, SingleSteps
-from tests.support import eventually
+from tests.support import ROOT, eventually
 
 ADDRESSES = ["/", "/chat/", "/chat/garden/", "/board/", "/jobs/", "/scores/", "/questions/", "/login/"]
 
@@ -152,9 +152,25 @@ def test_a_job_of_one_user_is_seen_by_that_user(ada: Person, grace: Person, demo
     assert "A present" not in texts(two, ".job-name")
 
 
-def test_the_scoreboard_changes_by_a_command(ada: Person, grace: Person, demo: Demo) -> None:
+SCORE = '{"type": "score", "home": 31, "away": 17}'
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            ["mease_publish", "scores", SCORE, "--json"],
+            marks=pytest.mark.skipif(
+                not (ROOT / "djmease/management/commands/mease_publish.py").exists(), reason="there is no mease_publish"
+            ),
+        ),
+        ["shell", "-c", f"import djmease; djmease.publish('scores', {SCORE})"],
+    ],
+    ids=["mease_publish", "shell"],
+)
+def test_the_scoreboard_changes_by_a_command(ada: Person, grace: Person, demo: Demo, command: list[str]) -> None:
     windows = [ada.open("/scores/"), grace.open("/scores/")]
-    demo.run("shell", "-c", "import djmease; djmease.publish('scores', {'type': 'score', 'home': 31, 'away': 17})")
+    demo.run(*command)
     for window in windows:
         window.wait_for_text("#home", "31")
         window.wait_for_text("#away", "17")
