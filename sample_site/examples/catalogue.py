@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from django.urls import reverse
 
-from examples.sources import SETTINGS, Source
+from examples.sources import SETTINGS, Source, count_python
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,8 @@ class Example:
     summary: str
     to_try: str
     declared_by: str
+    app: str
+    """Where its Python is, empty if there is none."""
     wire: tuple[str, ...]
     """What a message passes on its way to the page."""
     sources: tuple[Source, ...]
@@ -27,9 +29,7 @@ class Example:
 
     @property
     def lines_of_python(self) -> int:
-        """The lines of its own Python, without the empty ones."""
-        files = (source for source in self.sources if source.is_python_of_its_own)
-        return sum(bool(line.strip()) for source in files for line in source.lines)
+        return count_python(self.app) if self.app else 0
 
 
 EXAMPLES = (
@@ -39,11 +39,13 @@ EXAMPLES = (
         summary="Rooms with names, who is here, and whispers between those who have logged in.",
         to_try="Open this page in a second window, give it another name, and talk to yourself.",
         declared_by="decorators",
+        app="chat",
         wire=("a page sends", "receiver say", "database", "publish, group=room", "sender show", "pages of the room"),
         sources=(
             Source(path="chat/mease_registry.py"),
             Source(path="chat/static/chat/chat.js"),
             Source(path="chat/presence.py"),
+            Source(path="chat/frames.py"),
             SETTINGS,
             Source(path="chat/templates/chat/page.html"),
         ),
@@ -54,6 +56,7 @@ EXAMPLES = (
         summary="Announcements that are edited in Django's admin, and change on every page that shows them.",
         to_try="Log in, change an announcement in the admin in a second window, and watch this one.",
         declared_by="settings and the admin",
+        app="announcements",
         wire=("the admin saves", "signal", "commit", "publish", "stock sender broadcast", "pages with the board"),
         sources=(
             Source(path="announcements/live.py"),
@@ -69,6 +72,7 @@ EXAMPLES = (
         summary="The progress of long jobs, that a thread or a management command publishes.",
         to_try="Start a job and watch its bar. Logged in, start one that nobody else sees.",
         declared_by="a command and a thread",
+        app="jobs",
         wire=("a thread or command works", "publish, group= or user=", "stock sender broadcast", "pages it is for"),
         sources=(
             Source(path="jobs/work.py"),
@@ -86,6 +90,7 @@ EXAMPLES = (
         summary="A scoreboard that has a route, a stock sender, a stock receiver, and not a line of Python.",
         to_try="Publish a score from a terminal, or log in and publish it from here.",
         declared_by="settings alone",
+        app="",
         wire=("a command, redis-cli or a page", "stock receiver publish", "stock sender broadcast", "every page"),
         sources=(
             SETTINGS,
@@ -99,6 +104,7 @@ EXAMPLES = (
         summary="A list that htmx keeps live: the server renders a Django template, and nobody writes JavaScript.",
         to_try="Ask something and vote, with this page open in a second window.",
         declared_by="settings and a template",
+        app="questions",
         wire=("a form posts", "view", "database", "publish", "stock sender render", "htmx swaps it in"),
         sources=(
             Source(path="questions/templates/questions/list.html"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from django.conf import settings
 
@@ -28,13 +29,18 @@ class Source:
     def first_line(self) -> int:
         return self.skipped + 1
 
-    @property
-    def is_python_of_its_own(self) -> bool:
-        """Whether it was written for its example, as the settings were not."""
-        return self.path.endswith(".py") and not self.path.startswith("config/")
-
     def _all_lines(self) -> list[str]:
-        return (settings.BASE_DIR / self.path).read_text(encoding="utf-8").splitlines()
+        return read_lines(settings.BASE_DIR / self.path)
+
+
+def read_lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def count_python(app: str) -> int:
+    """Return how many lines of Python an app has, without empty ones, tests and migrations."""
+    files = [*(settings.BASE_DIR / app).glob("*.py"), *(settings.BASE_DIR / app / "management").rglob("*.py")]
+    return sum(bool(line.strip()) for file in files if file.name != "tests.py" for line in read_lines(file))
 
 
 SETTINGS = Source(path="config/settings.py", since="# django-mease")
