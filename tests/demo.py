@@ -40,9 +40,13 @@ class Demo:
             "SAMPLE_SITE_WEBSOCKET_PORT": str(free_port()),
         }
         self.processes: list[Process] = []
-        self.start()
         self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-        eventually(self._answers, "the site")
+        try:
+            self.start()
+            eventually(self._answers, "the site")
+        except BaseException:
+            self.stop()
+            raise
 
     def start(self) -> None:
         self.process = self.manage("demo")
