@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "djmease" / "__init__.py").read_text())[1]
@@ -34,7 +34,7 @@ setup(
     long_description_content_type="text/x-rst",
     license="MIT",
     license_files=["LICENSE"],
-    packages=find_packages(include=["djmease", "djmease.*"]),
+    packages=find_namespace_packages(include=["djmease", "djmease.*"], exclude=["*.__pycache__"]),
     include_package_data=True,
     python_requires=">=3.11",
     install_requires=["django>=5.2", "tornado>=6.6,<7", "redis[hiredis]>=6", "django-appconf>=1.0.6"],

@@ -16,6 +16,7 @@ import pytest
 from django.contrib.auth import logout
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import get_token
 from django.template import Context, Template
@@ -74,12 +75,14 @@ def site(settings: Any) -> Iterator[str]:
         "django.middleware.csrf.CsrfViewMiddleware",
         "django.contrib.auth.middleware.AuthenticationMiddleware",
     ]
-    thread = LiveServerThread("127.0.0.1", _StaticFilesHandler)
+    thread = LiveServerThread("127.0.0.1", _StaticFilesHandler, {"default": connections["default"]})
     thread.daemon = True
+    connections["default"].inc_thread_sharing()
     thread.start()
     assert thread.is_ready.wait(DEADLINE) and thread.error is None
     yield f"http://127.0.0.1:{thread.port}/"
     thread.terminate()
+    connections["default"].dec_thread_sharing()
 
 
 @pytest.fixture
