@@ -94,7 +94,9 @@
   function rename() {
     if (!who.reportValidity()) return;
     sessionStorage.setItem("who", who.value);
-    connect();
+    // A connection that is away may keep messages: it sends them, when it is back, before it is closed.
+    if (["connecting", "reconnecting"].includes(live.state)) live.on("open", connect);
+    else connect();
   }
 
   if (!who.readOnly) {
