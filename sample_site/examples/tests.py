@@ -46,6 +46,6 @@ class PageTests(TestCase):
 
     def test_passwords_are_told_while_debug_is_on_alone(self):
         with self.settings(DEBUG=True):
-            self.assertContains(self.client.get("/login/"), "password demo")
+            self.assertContains(self.client.get("/login/"), "the password demo")
         with self.settings(DEBUG=False):
-            self.assertNotContains(self.client.get("/login/"), "password demo")
+            self.assertNotContains(self.client.get("/login/"), "the password demo")
