@@ -4,77 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from http.cookiejar import CookieJar
-from pathlib import Path
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
-from tests.support import DEADLINE, ROOT, Process, eventually
-
-SITE = ROOT / "sample_site"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Demo:
-    def __init__(self) -> None:
-        self.port = free_port()
-        # A path that is short enough for a Unix socket, which pytest's own are not everywhere.
-        self.home = Path(tempfile.mkdtemp(prefix="mease-"))
-        self.process = Process(
-            [sys.executable, "manage.py", "demo"],
-            SITE,
-            {
-                "SAMPLE_SITE_DATABASE": str(self.home / "db.sqlite3"),
-                "SAMPLE_SITE_EMBEDDED_DIR": str(self.home / "valkey"),
-                "SAMPLE_SITE_PORT": str(self.port),
-                "SAMPLE_SITE_WEBSOCKET_PORT": "0",
-            },
-        )
-        self.websocket_port = self.process.port()
-        self.process.wait_for("Quit the server with CONTROL-C.")
-        self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-        eventually(self._answers, "the site")
-
-    def stop(self) -> None:
-        self.process.stop()
-        shutil.rmtree(self.home)
-
-    def _answers(self) -> bool:
-        try:
-            return bool(self.get("/"))
-        except OSError:
-            return False
-
-    def get(self, path: str) -> str:
-        with self.browser.open(f"http://127.0.0.1:{self.port}{path}", timeout=DEADLINE) as response:
-            text: str = response.read().decode()
-            return text
-
-    def post(self, path: str, **fields: str) -> str:
-        """Fill in the form of a page as a browser does, with its CSRF token."""
-        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get(path))
-        assert token is not None
-        data = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": token[1]}).encode()
-        with self.browser.open(f"http://127.0.0.1:{self.port}{path}", data, timeout=DEADLINE) as response:
-            text: str = response.read().decode()
-            return text
-
-    def connect(self) -> ClientConnection:
-        return connect(f"ws://127.0.0.1:{self.websocket_port}/", origin=f"http://127.0.0.1:{self.port}")
+from tests.demo import SITE, Demo
+from tests.support import DEADLINE, Process
 
 
 @pytest.fixture(scope="module")
@@ -93,47 +32,64 @@ def received(client: ClientConnection, kind: str) -> dict[str, str]:
 
 
 def test_the_demo_says_where_to_go_and_how_to_log_in(demo: Demo) -> None:
-    assert f"http://127.0.0.1:{demo.port}/" in demo.process.out
+    assert demo.url() in demo.process.out
     assert "log in as demo, password demo" in demo.process.out
     assert "For the demo only" in demo.process.out
 
 
 def test_what_one_page_says_arrives_at_the_other_and_is_stored(demo: Demo) -> None:
-    with demo.connect() as one, demo.connect() as two:
-        received(one, "announcement"), received(two, "announcement")
-        one.send(json.dumps({"type": "chat.say", "who": "Ada", "text": "<b>Good</b> morning!"}))
+    with demo.connect("?room=lobby&name=Ada") as one, demo.connect("?room=lobby&name=Grace") as two:
+        for client in (one, two):
+            client.send(json.dumps({"type": "chat.look", "after": 0}))
+            received(client, "chat.here")
+        one.send(json.dumps({"type": "chat.say", "text": "<b>Good</b> morning!"}))
         assert received(two, "chat.message")["text"] == "<b>Good</b> morning!"
         assert received(one, "chat.message")["who"] == "Ada"
-    assert "&lt;b&gt;Good&lt;/b&gt; morning!" in demo.get("/")
-    with demo.connect() as late:
+    assert "&lt;b&gt;Good&lt;/b&gt; morning!" in demo.get("/chat/")
+    with demo.connect("?room=lobby&name=Alan") as late:
+        late.send(json.dumps({"type": "chat.look", "after": 0}))
         assert received(late, "chat.message")["who"] == "Ada"
 
 
-@pytest.mark.parametrize("fields", ['"who": 1, "text": "x"', '"who": "x", "text": ""', '"who": "x"'])
+@pytest.mark.parametrize("fields", ['"text": 1', '"text": ""', '"who": "x"'])
 def test_what_is_no_chat_message_is_answered_to_its_sender(demo: Demo, fields: str) -> None:
-    with demo.connect() as client:
+    with demo.connect("?room=lobby&name=Ada") as client:
         client.send("no json")
         client.send(b"\xff\x00")
         client.send(f'{{"type": "chat.say", {fields}}}')
-        assert received(client, "error")["text"]
+        assert received(client, "chat.error")["text"]
 
 
 def test_an_announcement_saved_in_the_admin_arrives_at_the_pages(demo: Demo) -> None:
-    assert "Log out" in demo.post("/admin/login/", username="demo", password="demo", next="/admin/")
+    assert "Log out" in demo.post("/login/", username="demo", password="demo", next="/admin/")
     change = re.search(r"/admin/announcements/announcement/\d+/change/", demo.get("/admin/announcements/announcement/"))
     assert change is not None
     with demo.connect() as client:
-        received(client, "announcement")
-        demo.post(change[0], text="The board is open")
-        assert received(client, "announcement")["text"] == "The board is open"
-    assert "The board is open" in demo.get("/")
+        client.send('{"type": "board.look"}')
+        received(client, "board")
+        demo.post(change[0], title="The board is open", text="")
+        assert "The board is open" in str(received(client, "board"))
+    assert "The board is open" in demo.get("/board/")
+
+
+def test_a_score_goes_from_redis_to_every_page_by_a_line_in_the_settings(demo: Demo) -> None:
+    payload = '{"type": "score", "home": 3, "away": 1}'
+    with demo.connect() as client, demo.connect() as other:
+        for connection in (client, other):
+            connection.send('{"type": "board.look"}')
+            received(connection, "board")
+        demo.run("shell", "-c", f"import djmease; djmease.publish('scores', {payload!r})")
+        assert [received(connection, "score") for connection in (client, other)] == 2 * [json.loads(payload)]
+
+
+def test_scores_are_taken_from_those_alone_who_have_logged_in(demo: Demo) -> None:
+    with demo.connect() as client:
+        client.send('{"type": "score", "home": 9, "away": 9}')
+        assert received(client, "mease.refused")["refused"] == "score"
 
 
 def test_a_foreign_page_is_refused(demo: Demo) -> None:
-    with (
-        pytest.raises(Exception, match="403"),
-        connect(f"ws://127.0.0.1:{demo.websocket_port}/", origin="https://evil.example"),
-    ):
+    with pytest.raises(Exception, match="403"), demo.connect(origin="https://evil.example"):
         pass
     demo.process.wait_for("MEASE_ALLOWED_ORIGINS")
 

@@ -7,4 +7,5 @@ from announcements.models import Announcement
 
 @admin.register(Announcement)
 class AnnouncementAdmin(admin.ModelAdmin):
-    list_display = ["text", "updated"]
+    list_display = ["title", "text", "is_pinned", "updated"]
+    list_editable = ["text", "is_pinned"]

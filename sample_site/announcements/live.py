@@ -1,4 +1,4 @@
-"""Bring the current announcement to the pages. Which sender writes it is said in the settings, in `MEASE_ROUTES`."""
+"""Bring the board to the pages. Which sender writes it, and who hears a page that asks, is said in the settings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ import djmease
 from announcements.models import Announcement
 
 
-def current_message() -> dict[str, str | None]:
-    """Return the current announcement as the pages get it; with an empty text if there is none."""
-    announcement = Announcement.current()
-    if announcement is None:
-        return {"type": "announcement", "text": "", "updated": None}
-    return {"type": "announcement", "text": announcement.text, "updated": announcement.updated.isoformat()}
-
-
 @receiver([post_save, post_delete], sender=Announcement)
 def announce(sender: type[Announcement], raw: bool = False, **kwargs: object) -> None:
-    """Publish the announcement that is current now; in a transaction, django-mease waits for the commit.
+    """Publish the whole board: a page that has missed something is right again with the next change.
 
-    The announcement is stored in any case and every page load shows it, so a Redis that fails does not fail the save.
+    In a transaction, as in the admin, django-mease waits for the commit. The announcement is stored in any case, so a
+    Redis that fails does not fail the save.
     """
     if not raw:
-        djmease.publish("announcement", current_message(), fail_silently=True)
+        djmease.publish("board", board(), group="board", fail_silently=True)
 
 
-def greet(client: djmease.Client) -> None:
-    """Send a new client the current announcement. The settings name this opener in `MEASE_OPENERS`."""
-    client.write_message(current_message())
+def look(client: djmease.Client) -> None:
+    """Put a page that asks into the group, and write it the board. The settings name this in `MEASE_RECEIVERS`."""
+    client.join("board")
+    client.send(board())
+
+
+def board() -> dict[str, object]:
+    return {"type": "board", "announcements": Announcement.board()}

@@ -9,27 +9,37 @@ from django.contrib.auth.models import AbstractBaseUser
 
 from chat.models import TEXT_LENGTH, WHO_LENGTH
 
+MAX_ID = 2**63 - 1
+
 
 class FrameError(Exception):
     """A message that is not taken. Its text says why, to whoever sent it."""
 
 
-def read_said(message: Mapping[str, object]) -> dict[str, str]:
-    """Return `{"who": …, "text": …}`, both clean. Further keys are passed over, and `FrameError` says what is wrong."""
-    return {
-        "who": clean("name", message.get("who"), WHO_LENGTH),
-        "text": clean("message", message.get("text"), TEXT_LENGTH),
-    }
+def read_name(value: object) -> str:
+    return clean("name", value, WHO_LENGTH)
+
+
+def read_text(message: Mapping[str, object]) -> str:
+    return clean("message", message.get("text"), TEXT_LENGTH)
+
+
+def read_after(message: Mapping[str, object]) -> int:
+    """Return the id of the last message that a page has, 0 for none."""
+    after = message.get("after")
+    if not isinstance(after, int) or not 0 <= after <= MAX_ID:
+        raise FrameError("A page looks for what came after a message: its id, or 0.")
+    return after
 
 
 def read_whisper(message: Mapping[str, object]) -> tuple[AbstractBaseUser, str]:
     """Return the user to whom a page whispers, and the clean text. Raise `FrameError` where there is none."""
-    name = clean("name", message.get("to"), WHO_LENGTH)
+    name = read_name(message.get("to"))
     users = get_user_model()._default_manager
     to = users.filter(**{get_user_model().USERNAME_FIELD: name}).first()
     if to is None:
         raise FrameError(f"There is nobody called {name}.")
-    return to, clean("message", message.get("text"), TEXT_LENGTH)
+    return to, read_text(message)
 
 
 def clean(label: str, value: object, max_length: int) -> str:

@@ -1,34 +1,66 @@
 """The chat's callbacks. django-mease finds this module by its name, in every installed app.
 
-Receivers decide and publish, senders only write. What is whispered needs no sender here: its route is in the settings.
+Receivers decide and publish, senders only write. Who is here and what is whispered need no sender of their own: their
+routes are in the settings.
 """
 
 from __future__ import annotations
 
+from django.core.exceptions import PermissionDenied
+
 import djmease
-from chat.frames import FrameError, clean, read_said, read_whisper
-from chat.models import ROOM_LENGTH, Message
+from chat import presence
+from chat.frames import FrameError, read_after, read_name, read_text, read_whisper
+from chat.models import Message
+from chat.rooms import ROOMS, may_enter
 
 
 @djmease.opener
 def enter(client: djmease.Client) -> None:
-    """Put a new client into the room of its address, and send it what was said there before it came."""
-    client.storage["room"] = room = clean("room", client.get_query_argument("room", "lobby"), ROOM_LENGTH)
+    """Put a client into the room that its address names; a page without a chat names none."""
+    room = client.get_query_argument("room", None)
+    if room is None:
+        return
+    if room not in ROOMS or not may_enter(client.user, room):
+        raise PermissionDenied("You cannot enter this room.")
+    client.storage.update(room=room, who=name_of(client))
     client.join(f"room.{room}")
-    for message in Message.latest(room):
-        client.write_message(message.as_dict())
+    presence.stay(client.id, **client.storage)
+    tell_who_is_here(room)
+
+
+@djmease.closer
+def leave(client: djmease.Client) -> None:
+    """Take a client out of its room, whatever ended its connection."""
+    if "room" in client.storage:
+        presence.leave(client.id)
+        tell_who_is_here(client.storage["room"])
+
+
+@djmease.receiver(type="chat.look")
+def look(client: djmease.Client, message: dict[str, object]) -> None:
+    """Write to a page what it does not have yet. It asks when it connects, and now and then to say that it is here."""
+    try:
+        room, after = room_of(client), read_after(message)
+    except FrameError as error:
+        refuse(client, error)
+        return
+    presence.stay(client.id, **client.storage)
+    for missed in Message.latest(room, after):
+        client.write_message(missed.as_dict())
+    client.write_message(who_is_here(room))
 
 
 @djmease.receiver(type="chat.say")
 def say(client: djmease.Client, message: dict[str, object]) -> None:
     """Store what a client said and publish it in its room, or tell that client why not."""
-    room = client.storage["room"]
     try:
-        said = Message.objects.create(room=room, **read_said(message))
+        room, text = room_of(client), read_text(message)
     except FrameError as error:
-        client.write_message({"type": "error", "text": str(error)})
-    else:
-        djmease.publish("chat.message", said.as_dict(), group=f"room.{room}")
+        refuse(client, error)
+        return
+    said = Message.objects.create(room=room, who=client.storage["who"], text=text)
+    djmease.publish("chat.message", said.as_dict(), group=f"room.{room}")
 
 
 @djmease.receiver(type="chat.whisper", login_required=True)
@@ -37,10 +69,10 @@ def whisper(client: djmease.Client, message: dict[str, object]) -> None:
     try:
         to, text = read_whisper(message)
     except FrameError as error:
-        client.write_message({"type": "error", "text": str(error)})
-    else:
-        whispered = {"type": "chat.whisper", "who": client.user.get_username(), "to": to.get_username(), "text": text}
-        djmease.publish("chat.whisper", whispered, user=[to, client.user])
+        refuse(client, error)
+        return
+    whispered = {"type": "chat.whisper", "who": client.user.get_username(), "to": to.get_username(), "text": text}
+    djmease.publish("chat.whisper", whispered, user=[to, client.user])
 
 
 @djmease.sender(routing="chat.message")
@@ -48,3 +80,31 @@ def show(message: dict[str, str | int], clients_list: djmease.ClientsList) -> No
     """Write a published message to every page of its room."""
     for client in clients_list:
         client.write_message(message)
+
+
+def name_of(client: djmease.Client) -> str:
+    """Return the name of a user, or the one that a guest has chosen."""
+    if client.user.is_authenticated:
+        return client.user.get_username()
+    try:
+        return read_name(client.get_query_argument("name", "Guest"))
+    except FrameError as error:
+        raise PermissionDenied(str(error)) from error
+
+
+def room_of(client: djmease.Client) -> str:
+    if "room" not in client.storage:
+        raise FrameError("You are in no room.")
+    return client.storage["room"]
+
+
+def refuse(client: djmease.Client, error: FrameError) -> None:
+    client.write_message({"type": "chat.error", "text": str(error)})
+
+
+def who_is_here(room: str) -> dict[str, str | list[str]]:
+    return {"type": "chat.here", "names": presence.here(room)}
+
+
+def tell_who_is_here(room: str) -> None:
+    djmease.publish("chat.here", who_is_here(room), group=f"room.{room}", fail_silently=True)

@@ -1,4 +1,4 @@
-"""What was said in the chat."""
+"""What was said in the chat, and who is there to hear it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.db import models
 ROOM_LENGTH = 40
 WHO_LENGTH = 40
 TEXT_LENGTH = 500
-HISTORY_LENGTH = 20
+HISTORY_LENGTH = 30
 
 
 class Message(models.Model):
@@ -20,9 +20,9 @@ class Message(models.Model):
         return f"{self.room}, {self.who}: {self.text}"
 
     @classmethod
-    def latest(cls, room: str, count: int = HISTORY_LENGTH) -> list[Message]:
-        """Return the last `count` messages of a room, oldest first."""
-        return list(cls.objects.filter(room=room).order_by("-id")[:count])[::-1]
+    def latest(cls, room: str, after: int = 0) -> list[Message]:
+        """Return the last messages of a room, of those behind the id `after`, oldest first."""
+        return list(cls.objects.filter(room=room, id__gt=after).order_by("-id")[:HISTORY_LENGTH])[::-1]
 
     def as_dict(self) -> dict[str, str | int]:
         """Return this message as the pages get it: what JSON can hold."""
@@ -33,3 +33,15 @@ class Message(models.Model):
             "text": self.text,
             "created": self.created.isoformat(),
         }
+
+
+class Visit(models.Model):
+    """One connection in a room."""
+
+    client_id = models.CharField(max_length=16, primary_key=True)
+    room = models.SlugField(max_length=ROOM_LENGTH)
+    who = models.CharField(max_length=WHO_LENGTH)
+    seen = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.who} in {self.room}"

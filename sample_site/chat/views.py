@@ -1,39 +1,29 @@
-"""The pages: rendered with what is stored, kept up to date by their WebSockets."""
+"""The rooms' pages: rendered with what is stored, kept up to date by their WebSockets."""
 
 from __future__ import annotations
 
-from django.conf import settings
-from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
+from django.contrib.auth.views import redirect_to_login
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from announcements.models import Announcement
+from chat import presence
 from chat.models import TEXT_LENGTH, WHO_LENGTH, Message
-
-ROOMS = ["lobby", "garden", "workshop"]
-
-
-@require_safe
-def room(request: HttpRequest, room: str = "lobby") -> HttpResponse:
-    return render(request, "chat/page.html", page_context(request, room))
+from chat.rooms import LOBBY, ROOMS, may_enter
 
 
 @require_safe
-@login_required
-def members(request: HttpRequest) -> HttpResponse:
-    """A room for those who have logged in, who can whisper to one another there."""
-    return render(request, "chat/page.html", page_context(request, "members"))
-
-
-def page_context(request: HttpRequest, room: str) -> dict[str, object]:
-    return {
-        "announcement": Announcement.current(),
-        "chat_messages": Message.latest(room),
+def room(request: HttpRequest, room: str = LOBBY) -> HttpResponse:
+    if room not in ROOMS:
+        raise Http404
+    if not may_enter(request.user, room):
+        return redirect_to_login(request.path)
+    context = {
         "room": room,
         "rooms": ROOMS,
-        "who": request.user.get_username(),
-        "websocket_port": settings.MEASE_PORT,
+        "chat_messages": Message.latest(room),
+        "names": presence.here(room),
         "who_length": WHO_LENGTH,
         "text_length": TEXT_LENGTH,
     }
+    return render(request, "chat/page.html", context)

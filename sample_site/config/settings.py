@@ -13,8 +13,11 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 INSTALLED_APPS = [
     "config",
+    "examples",
     "chat",
     "announcements",
+    "jobs",
+    "questions",
     "djmease",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -44,6 +47,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "examples.context_processors.examples",
             ],
         },
     },
@@ -67,7 +71,9 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
-LOGIN_URL = "admin:login"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "start"
 
 SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 
@@ -76,12 +82,22 @@ SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 MEASE_PORT = int(os.environ.get("SAMPLE_SITE_WEBSOCKET_PORT", 8001))
 MEASE_EMBEDDED_DIR = os.environ.get("SAMPLE_SITE_EMBEDDED_DIR")
 
-# What is published on these is written to the pages it is for, and a line is all it takes.
-# The chat has its other callbacks in chat/mease_registry.py, where decorators register them.
+# Nobody types faster; what sends more is closed.
+MEASE_MAX_MESSAGE_RATE = 5
+MEASE_MAX_MESSAGE_BURST = 50
+
+# What is published, and who writes it to the pages: all but the chat's messages, whose sender a decorator registers.
 MEASE_ROUTES = {
-    "announcement": "djmease.senders.broadcast",
+    "board": "djmease.senders.broadcast",
+    "chat.here": "djmease.senders.broadcast",
     "chat.whisper": "djmease.senders.broadcast",
+    "job.progress": "djmease.senders.broadcast",
+    "questions": {"SENDERS": "djmease.senders.render", "TEMPLATE": "questions/list.html"},
+    "scores": "djmease.senders.broadcast",
 }
 
-# A page that comes back after a broken connection hears what is announced by now.
-MEASE_OPENERS = ["announcements.live.greet"]
+# What pages send, and who hears it: by its "type". A score is published as it comes, for whoever has logged in.
+MEASE_RECEIVERS = [
+    {"RECEIVER": "announcements.live.look", "TYPE": "board.look"},
+    {"RECEIVER": "djmease.receivers.publish", "TYPE": "score", "ROUTING": "scores"},
+]

@@ -1,225 +1,109 @@
-/* Keeps the page up to date over one WebSocket, and sends what is typed. */
+/* The chat: asks for what it missed when it connects, shows what comes, and sends what is typed. */
 (() => {
   "use strict";
 
-  const MAX_MESSAGES = 200;           // kept on the page
-  const FIRST_WAIT = 0.5;             // seconds before the first new attempt, at most
-  const LONGEST_WAIT = 20;            // and before the later ones
-  const STABLE_AFTER = 5;             // seconds after which a connection counts as a good one
+  const MAX_MESSAGES = 200;                  // kept on the page
+  const LOOK_INTERVAL = 30_000;              // milliseconds; the server forgets who is silent for three minutes
 
-  const byId = (id) => document.getElementById(id);
-  const log = byId("log");
-  const messages = byId("messages");
-  const newest = byId("newest");
-  const who = byId("who");
-  const text = byId("text");
-
-  /* ---- the connection ---- */
-
-  let socket = null;
-  let attempts = 0;
-  let timer = null;
-
-  function address() {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const { websocketPort, room } = byId("live").dataset;
-    return `${scheme}://${location.hostname}:${websocketPort}/?room=${encodeURIComponent(room)}`;
-  }
+  const [chat, messages, here, who, text, note] =
+    ["chat", "messages", "here", "who", "text", "note"].map((id) => document.getElementById(id));
+  let live;
+  let lastSent = "";
 
   function connect() {
-    clearTimeout(timer);
-    timer = null;
-    let openedAt = null;
-    socket = new WebSocket(address());
-    socket.onopen = () => {
-      openedAt = Date.now();
-      showState("open", "Live");
-    };
-    socket.onmessage = (event) => receive(event.data);
-    socket.onclose = () => {
-      if (openedAt !== null && Date.now() - openedAt > STABLE_AFTER * 1000) attempts = 0;
-      showState("closed", "Reconnecting…");
-      timer = setTimeout(connect, wait(attempts++) * 1000);
-    };
+    live?.close();
+    live = watch(mease.connect(`?${new URLSearchParams({ room: chat.dataset.room, name: who.value })}`));
+    live.on("open", () => {
+      tell("");
+      look();
+    });
+    live.on("chat.message", showMessage);
+    live.on("chat.whisper", showWhisper);
+    live.on("chat.here", showWhoIsHere);
+    live.on("chat.error", showError);
+    live.on("mease.refused", () => showError({ text: "Log in to whisper to somebody." }));
+    live.on("refused", ({ reason }) => showError({ text: reason }));
   }
 
-  // "Full jitter": any time up to a limit that doubles. When a server comes back, its pages do not all come at once.
-  function wait(attempt) {
-    return Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** attempt);
+  function look() {
+    live.send({ type: "chat.look", after: Math.max(0, ...[...messages.children].map(idOf)) });
   }
 
-  // No need to sit out the wait when the network is back.
-  function connectNow() {
-    if (timer !== null) connect();
-  }
-
-  function showState(state, words) {
-    const element = byId("state");
-    if (element.dataset.state === state) return;    // or a screen reader says it at every attempt
-    element.dataset.state = state;
-    element.textContent = words;
-  }
-
-  /* ---- what the server sends ---- */
-
-  const shows = new Map([
-    ["chat.message", showMessage],
-    ["chat.whisper", showWhisper],
-    ["mease.refused", showRefusal],
-    ["announcement", showAnnouncement],
-    ["error", showError],
-  ]);
-
-  function receive(data) {
-    const message = JSON.parse(data);
-    const show = shows.get(message.type);
-    if (show) show(message);
-  }
-
+  // In the order of the ids; one that is there already comes again when the page looks for what it missed.
   function showMessage(message) {
-    if (!place(newItem(message), message.id)) return;
+    const items = [...messages.children];
+    if (items.some((item) => idOf(item) === message.id)) return;
+    messages.insertBefore(newItem(message), items.find((item) => idOf(item) > message.id) ?? null);
     while (messages.children.length > MAX_MESSAGES) messages.firstElementChild.remove();
-    if (atEnd) scrollToEnd();
-    else newest.hidden = false;
   }
 
-  // A whisper is stored nowhere, and stands behind what was last when it came.
+  // A whisper is stored nowhere, and so has no id and no time.
   function showWhisper(message) {
-    const last = Number(messages.lastElementChild?.dataset.id ?? 0);
     const text = `to ${message.to} alone: ${message.text}`;
-    const item = newItem({ ...message, text, id: last, created: new Date().toISOString() });
+    const item = newItem({ ...message, text, id: 0, created: new Date().toISOString() });
     item.classList.add("whisper");
     messages.append(item);
-    if (atEnd) scrollToEnd();
-    else newest.hidden = false;
-  }
-
-  function showRefusal() {
-    showError({ text: "Log in to whisper to somebody: it is what the members' room is for." });
   }
 
   // Everything from outside goes through textContent, never through innerHTML.
   function newItem(message) {
-    const item = byId("message").content.firstElementChild.cloneNode(true);
+    const item = document.getElementById("message").content.firstElementChild.cloneNode(true);
     item.dataset.id = message.id;
     item.querySelector(".message-who").textContent = message.who;
     item.querySelector(".message-text").textContent = message.text;
-    item.querySelector(".message-time").dateTime = message.created;
-    return dress(item);
-  }
-
-  // In the order of the ids; false if it is there already, as the history after each connect mostly is.
-  function place(item, id) {
-    let before = messages.lastElementChild;
-    while (before && Number(before.dataset.id) > id) before = before.previousElementSibling;
-    if (before && Number(before.dataset.id) === id) return false;
-    if (before) before.after(item);
-    else messages.prepend(item);
-    return true;
-  }
-
-  function showAnnouncement(message) {
-    const element = byId("announcement-text");
-    const time = byId("announcement-time");
-    time.dateTime = message.updated ?? "";
-    showTime(time);
-    if (element.textContent === message.text) return;
-    element.textContent = message.text;
-    element.parentElement.animate?.({ opacity: [0.4, 1] }, 600);
-  }
-
-  // A refused message comes back into its field, unless the next one is begun there.
-  let sent = "";
-
-  function showError(message) {
-    byId("problem").textContent = message.text;
-    if (!text.value) text.value = sent;
-  }
-
-  /* ---- how it looks ---- */
-
-  // A colour and an initial for the name, and the time as the reader's clock has it.
-  function dress(item) {
-    const name = item.querySelector(".message-who").textContent;
-    item.style.setProperty("--hue", hueOf(name));
-    item.querySelector(".message-mark").textContent = [...name][0]?.toUpperCase() ?? "";
-    showTime(item.querySelector("time"));
+    showTime(item.querySelector("time"), message.created);
     return item;
   }
 
-  // The golden angle keeps the hues of similar names apart.
-  function hueOf(name) {
-    let sum = 0;
-    for (const character of name) sum = (sum * 31 + character.codePointAt(0)) % 65521;
-    return Math.round(sum * 137.508) % 360;
+  function idOf(item) {
+    return Number(item.dataset.id);
   }
 
-  function showTime(element) {
-    const moment = new Date(element.dateTime);
-    if (Number.isNaN(moment.getTime())) {
-      element.textContent = "";
-      return;
-    }
-    const today = moment.toDateString() === new Date().toDateString();
-    const day = today ? {} : { day: "numeric", month: "short" };
-    element.textContent = moment.toLocaleString([], { ...day, hour: "numeric", minute: "2-digit" });
+  function showWhoIsHere({ names }) {
+    here.replaceChildren(...names.map((name) => {
+      const element = document.createElement("bdi");
+      element.textContent = name;
+      return element;
+    }));
   }
 
-  // Whoever reads the end stays there; whoever reads further up is not carried off.
-  let atEnd = true;
-
-  function noticeScroll() {
-    atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    if (atEnd) newest.hidden = true;
+  function showError(error) {
+    tell(error.text, "problem");
+    if (!text.value) text.value = lastSent;
   }
 
-  function scrollToEnd() {
-    atEnd = true;
-    log.scrollTop = log.scrollHeight;
-    newest.hidden = true;
+  function tell(words, kind = "note") {
+    note.className = kind;
+    note.textContent = words;
   }
 
-  function keepEnd() {
-    if (atEnd) scrollToEnd();
-  }
-
-  /* ---- what is typed ---- */
-
+  // While the connection is away, mease.js keeps what is sent, and sends it once.
   function say(event) {
     event.preventDefault();
-    if (socket.readyState !== WebSocket.OPEN) {
-      byId("problem").textContent = "Not connected just now. Your message is kept: send it again in a moment.";
-      return;
-    }
-    sent = text.value;
-    socket.send(JSON.stringify(frameOf(sent)));
+    const whisper = /^@(\S+)\s+(.+)$/s.exec(text.value);
+    const frame = whisper
+      ? { type: "chat.whisper", to: whisper[1], text: whisper[2] }
+      : { type: "chat.say", text: text.value };
+    if (!live.send(frame)) return;
+    tell(live.state === "open" ? "" : "Kept, and sent when the connection is back.");
+    lastSent = text.value;
     text.value = "";
-    byId("problem").textContent = "";
-    text.focus();
-    scrollToEnd();
-  }
-
-  function frameOf(typed) {
-    const whisper = /^@(\S+)\s+(.+)$/s.exec(typed);
-    if (whisper) return { type: "chat.whisper", to: whisper[1], text: whisper[2] };
-    return { type: "chat.say", who: who.value, text: typed };
   }
 
   // Each tab keeps its own name, so that one person can try out two.
-  function rememberName() {
-    if (who.readOnly) return;
-    who.value = sessionStorage.getItem("who") ?? `Guest ${100 + Math.floor(Math.random() * 900)}`;
-    who.addEventListener("input", () => sessionStorage.setItem("who", who.value));
+  function rename() {
+    if (!who.reportValidity()) return;
+    sessionStorage.setItem("who", who.value);
+    // A connection that is away may keep messages: it sends them, when it is back, before it is closed.
+    if (["connecting", "reconnecting"].includes(live.state)) live.on("open", connect);
+    else connect();
   }
 
-  for (const item of messages.children) dress(item);
-  showTime(byId("announcement-time"));
-  scrollToEnd();
-  rememberName();
-  byId("say").addEventListener("submit", say);
-  newest.addEventListener("click", scrollToEnd);
-  log.addEventListener("scroll", noticeScroll);
-  new ResizeObserver(keepEnd).observe(log);       // a long announcement takes some of its height
-  window.addEventListener("online", connectNow);
+  if (!who.readOnly) {
+    who.value = sessionStorage.getItem("who") ?? `Guest ${100 + Math.floor(Math.random() * 900)}`;
+    who.addEventListener("change", rename);
+  }
+  document.getElementById("say").addEventListener("submit", say);
+  setInterval(() => live.state === "open" && look(), LOOK_INTERVAL);
   connect();
 })();

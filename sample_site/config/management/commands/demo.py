@@ -6,19 +6,27 @@ import sys
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import make_password
 from django.core.management import call_command, execute_from_command_line
 from django.core.management.base import BaseCommand, CommandError
 
 from announcements.models import Announcement
+from questions.models import Question
 
-LOGIN = "demo"
+SUPERUSER = "demo"
+USERS = [SUPERUSER, "ada", "grace"]
 PASSWORD = "demo"
-FIRST_ANNOUNCEMENT = "Welcome! Change this line in the admin, and watch it change here."
+ANNOUNCEMENTS = [
+    {"title": "The tide turns at noon", "text": "Change this line in the admin, and watch it change here."},
+    {"title": "Welcome", "text": "This one is pinned, and stays at the top.", "is_pinned": True},
+]
+QUESTIONS = ["What is lost while a page is away?", "How many herrings are a mease?"]
 
 GREETING = """\
 The sample site   {site}   (open it in two windows)
-Its admin         {site}admin/   (log in as {login}, password {password})
+Its admin         {site}admin/   (log in as demo, password demo)
 
+Two more to whisper with: ada and grace, with the same password.
 For the demo only: everybody knows that password.
 """
 
@@ -29,35 +37,39 @@ class Command(BaseCommand):
     def handle(self, *args, **options) -> None:
         refuse_without_debug()
         call_command("migrate", interactive=False, verbosity=0)
-        make_superuser()
-        make_announcement()
-        self.stdout.write(greeting())
+        make_users()
+        make_content()
+        self.stdout.write(GREETING.format(site=f"http://{site_address()}/"))
         run_server()
 
 
 def refuse_without_debug() -> None:
     if not settings.DEBUG:
-        raise CommandError("The demo makes a superuser whose password is known: it runs only while DEBUG is on.")
+        raise CommandError("The demo makes users whose password is known: it runs only while DEBUG is on.")
 
 
-def make_superuser() -> None:
-    user_model = get_user_model()
-    if not user_model.objects.filter(username=LOGIN).exists():
-        user_model.objects.create_superuser(LOGIN, password=PASSWORD)
+def make_users() -> None:
+    users = get_user_model().objects
+    known = set(users.filter(username__in=USERS).values_list("username", flat=True))
+    if known.issuperset(USERS):
+        return
+    # Hashing takes long, as it should: once is enough for all.
+    password = make_password(PASSWORD)
+    for name in USERS:
+        if name not in known:
+            users.create(username=name, password=password, is_staff=name == SUPERUSER, is_superuser=name == SUPERUSER)
 
 
-def make_announcement() -> None:
+def make_content() -> None:
+    # bulk_create sends no signals, so nothing is published: no server runs yet that would hear it.
     if not Announcement.objects.exists():
-        # bulk_create sends no signals, so this one is not published: no server runs yet that would hear it.
-        Announcement.objects.bulk_create([Announcement(text=FIRST_ANNOUNCEMENT)])
+        Announcement.objects.bulk_create(Announcement(**fields) for fields in ANNOUNCEMENTS)
+    if not Question.objects.exists():
+        Question.objects.bulk_create(Question(text=text) for text in QUESTIONS)
 
 
 def site_address() -> str:
     return f"127.0.0.1:{settings.SAMPLE_SITE_PORT}"
-
-
-def greeting() -> str:
-    return GREETING.format(site=f"http://{site_address()}/", login=LOGIN, password=PASSWORD)
 
 
 def run_server() -> None:

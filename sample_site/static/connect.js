@@ -1,0 +1,2 @@
+/* For pages that have nothing else to do with their connection than to show it. */
+watch(mease.connect());
