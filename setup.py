@@ -18,6 +18,7 @@ TEST = [
     "pytest",
     "pytest-django",
     "ruff",
+    "selenium>=4.20",
     "twine",
     "websocket-client",
     "websockets>=14",

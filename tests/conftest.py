@@ -12,6 +12,7 @@ import pytest
 from djmease import publishing
 from djmease.embedded import EmbeddedValkey
 from djmease.registry import declarations
+from tests.browser import Browser, running_browser
 from tests.support import LiveServer, Project
 
 
@@ -85,6 +86,19 @@ def project(tmp_path: Path, short_directory: Path) -> Iterator[Project]:
     project = Project(tmp_path, short_directory / "valkey")
     yield project
     project.stop()
+
+
+@pytest.fixture(scope="session")
+def running_chromium() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(running_chromium: Browser) -> Iterator[Browser]:
+    """Headless Chromium, without windows or cookies of another test."""
+    yield running_chromium
+    running_chromium.clear()
 
 
 @pytest.fixture
