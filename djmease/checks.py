@@ -146,6 +146,8 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_RECHECK_INTERVAL", _is_seconds, "a positive number of seconds"),
     ("MEASE_SLOW_CALLBACK_TIMEOUT", _is_seconds, "a positive number of seconds"),
+    ("MEASE_REPORT_INTERVAL", _optional(_is_seconds), "a positive number of seconds, or None"),
+    ("MEASE_REPORT_BODIES", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_LOGIN_REQUIRED", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_REQUIRE_ORIGIN", lambda value: isinstance(value, bool), "True or False"),
     ("MEASE_PING_INTERVAL", _is_seconds, "a positive number of seconds"),

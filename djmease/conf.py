@@ -76,5 +76,10 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     # Seconds after which a callback that still runs is named in the log, with where it is.
     SLOW_CALLBACK_TIMEOUT = 10
 
+    # Seconds between two reports of a server to Redis, of what it counts; None counts and reports nothing.
+    REPORT_INTERVAL: float | None = 2
+    # Show the beginning of the last messages in the reports.
+    REPORT_BODIES = False
+
     class Meta:
         prefix = "mease"

@@ -37,6 +37,12 @@ CONNECT_TIMEOUT = 0.5
 RESPONSE_TIMEOUT = 1.0
 """Seconds for the answer to one command."""
 
+COMMANDS = (
+    "+publish +subscribe +psubscribe +set +hset +hmget +expire +pexpire +del +zadd +zrem +zremrangebyscore +zrange "
+    "+rpush +blpop"
+)
+"""What the user of an ACL needs: for messages, for tickets (``SET``), and for reports (all that follows)."""
+
 _pools: dict[tuple[str, str], ConnectionPool] = {}
 
 
@@ -180,7 +186,7 @@ def _no_permission(told: str) -> str:
     prefix = settings.MEASE_KEY_PREFIX
     return (
         f"it does not permit its user that ({told}): give the user of MEASE_REDIS_URL, by ACL SETUSER, the channels "
-        f"&{prefix}:* and &{prefix}.* and the commands +publish +subscribe +psubscribe"
+        f"&{prefix}:* and &{prefix}.*, the keys ~{prefix}.* and the commands {COMMANDS}"
     )
 
 

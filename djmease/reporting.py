@@ -257,6 +257,13 @@ def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
             cure="Below is which, with the last error of each; the log has their tracebacks.",
             is_error=False,
         )
+    if server.recent_lost:
+        yield Problem(
+            kind="lost",
+            text=f"{name} dropped {server.recent_lost} messages or calls in the last minute: its callbacks are slower "
+            "than what comes.",
+            cure="Let them do less, or run more servers; the log names which.",
+        )
     late = now - server.reported_at
     if late > 3 * server.interval:
         yield Problem(

@@ -147,6 +147,8 @@ class ServerReport:
     """Callbacks that raised."""
     recent_errors: int = 0
     """Callbacks that raised in the last minute."""
+    recent_lost: int = 0
+    """Messages and calls that were dropped in the last minute."""
     slow: int = 0
     """Calls that ran longer than ``MEASE_SLOW_CALLBACK_TIMEOUT``."""
     blocked: int = 0

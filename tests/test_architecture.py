@@ -30,7 +30,7 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
-    {"server.tls"},
+    {"server.tls", "server.tallies", "server.reporter"},
     {
         "server.protocol",
         "server.readers",
@@ -44,6 +44,7 @@ SERVER_LAYERS = [
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients"},
     {"server.dispatch", "server.logins"},
+    {"server.observer"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -91,6 +92,10 @@ class Client(WebSocketHandler):
         self._max_message_size = max_message_size
         self._may_deflate = may_deflate
         self.id = new_id()
+        self.connected_at = time.time()
+        """In seconds since the epoch."""
+        self.received = 0
+        """Messages that it has sent."""
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
         self.identity = NOBODY
@@ -228,6 +233,7 @@ class Client(WebSocketHandler):
         return sender.host
 
     def _turn_away(self, status: int, reason: str) -> None:
+        self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
         self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason)
         self._answer(status, reason + "\n")
 
@@ -261,6 +267,7 @@ class Client(WebSocketHandler):
 
     def on_message(self, message: str | bytes) -> None:
         if self._may_send():
+            self.received += 1
             self._events.received(self, message)
 
     def on_ping(self, data: bytes) -> None:

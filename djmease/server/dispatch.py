@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
-from dataclasses import dataclass
+from contextvars import Context, Token
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -29,6 +29,7 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
 from djmease.server.identity import Authentication
+from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
 from djmease.server.tasks import Tasks
 from djmease.server.watch import Watch
 from djmease.server.workers import Step, Workers, tidy_connections
@@ -66,7 +67,7 @@ Select = Callable[[], ClientsList]
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
-    callback: Callback
+    tally: Tally
     arguments: dict[str, Any]
     """By our names; of this call alone."""
     about: Message | Client
@@ -76,10 +77,30 @@ class Call:
     """Bytes that it counts with as long as it waits."""
     refuse: Callable[[], bool] | None = None
     """Asked before, in a thread: whether the call is refused after all."""
+    record: Record | None = None
+    """Of a sender: what becomes of its message, if that is counted."""
+    started: float = 0.0
+    seconds: float = 0.0
+    """How long it took."""
+    reached: int = 0
+    """Times that it has written to a client, as far as the loop knows."""
+    error: BaseException | None = None
+
+    callback: Callback = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.callback = self.tally.callback
 
     @property
     def needs_thread(self) -> bool:
         return self.refuse is not None or not self.callback.is_async
+
+    def wrote(self, count: int) -> None:
+        """Note that what it has written was handed on so many times more; on the loop only."""
+        self.reached += count
+        self.tally.delivered += count
+        if self.record is not None:
+            self.record.wrote(count)
 
     @property
     def is_left_out(self) -> bool:
@@ -256,10 +277,15 @@ class Dispatch:
         max_workers: int | None,
         slow_callback_timeout: float,
         authentication: Authentication,
+        tallies: Tallies,
+        on_traced: Callable[[Message, Record | None, list[Call], str | None], None],
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
+        self._tallies = tallies
+        self._on_traced = on_traced
+        """Told of a message that somebody traces: what became of it, its calls, or why there are none."""
         self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
         self._authentication = authentication
         self.tasks = Tasks(loop, clients.outbox)
@@ -289,8 +315,10 @@ class Dispatch:
         self._drops = Complaints(logger, logging.ERROR)
         self._overrun = Complaints(logger)
         self._overtakings = Complaints(logger)
-        self.errors = 0
-        """Callbacks that raised."""
+        self.published_count = 0
+        """Messages that came for senders."""
+        self.received_count = 0
+        """Messages that came from clients."""
         self.refused = 0
         """Messages of clients that a receiver was not to hear."""
         self.turned_away = 0
@@ -309,12 +337,16 @@ class Dispatch:
     def publish(self, message: Message) -> None:
         """Run the senders of a message."""
         routing = message.routing
-        senders = self._registry.senders_for(routing)
-        if not senders:
+        self.published_count += 1
+        tallies = self._tallies.for_routing(routing)
+        if not tallies:
+            self._tallies.unheard(routing)
             traffic_logger.info("%s %s: no sender", routing, message.id)
+            self._tell(message, None, [], "no sender is registered for this routing here")
             return
+        record = self._tallies.heard(message, tallies)
         each = CALL_SIZE + message.size
-        size = each * len(senders)
+        size = each * len(tallies)
         lane = self._routings.get(routing)
         if self.published.size + size > MAX_WAITING:
             self._drop(message, self.published.size, "all routings together")
@@ -326,8 +358,26 @@ class Dispatch:
             return
         body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
-        calls = [Call(sender, {"routing": routing, "message": body}, message, select, each) for sender in senders]
-        lane.put(*calls, size=size)
+        calls = [
+            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record)
+            for tally in tallies
+        ]
+        if message.trace is None:
+            lane.put(*calls, size=size)
+        else:
+            lane.put(*calls, functools.partial(self._tell_behind, message, record, calls), size=size)
+
+    def _tell_behind(self, message: Message, record: Record | None, calls: list[Call]) -> None:
+        # What the senders have written is handed on before this.
+        self._clients.outbox.run_on_loop(self._tell, message, record, calls)
+
+    def _tell(self, message: Message, record: Record | None, calls: list[Call], dropped: str | None = None) -> None:
+        if message.trace is not None:
+            self._on_traced(message, record, calls, dropped)
+
+    def chosen(self, message: Message) -> ClientsList:
+        """Return whom a message is for."""
+        return self._clients.select(message.groups, message.users)
 
     def opened(self, client: Client) -> None:
         """Run the openers, and count the client among the others behind them."""
@@ -338,6 +388,7 @@ class Dispatch:
 
     def received(self, client: Client, message: str | bytes) -> None:
         """Run the receivers; a client that sends faster than they run is not read for a while."""
+        self.received_count += 1
         lane = self._client_lanes.get(client)
         if lane is None:
             return
@@ -455,10 +506,12 @@ class Dispatch:
             client.ws_connection.cut_off(1013, "what you send is not handled in time")
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client) -> list[Call]:
-        return [Call(callback, {"client": client}, client, self._clients.snapshot) for callback in callbacks]
+        of = self._tallies.of
+        return [Call(of(callback), {"client": client}, client, self._clients.snapshot) for callback in callbacks]
 
     def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received, size: int) -> Call:
-        call = Call(receiver, {"client": client, "message": message}, client, self._clients.snapshot, size)
+        tally = self._tallies.of(receiver)
+        call = Call(tally, {"client": client, "message": message}, client, self._clients.snapshot, size)
         if receiver.rule is not None:
             call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
         return call
@@ -549,6 +602,7 @@ class Dispatch:
             message.routing,
             self.dropped,
         )
+        self._tell(message, None, [], f"too much waits for the senders of {where}, and it was dropped")
 
     # Running
 
@@ -570,13 +624,11 @@ class Dispatch:
         return not refused
 
     def run(self, call: Call) -> None:
-        """Run a ``def`` callback, in a thread; whatever it raises is logged and contained."""
+        """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
         if call.is_left_out:
             return
-        started = time.monotonic()
-        self._running[call] = (started, threading.get_ident())
-        if call.callback.binding.wants_clients:
-            call.arguments["clients_list"] = call.select()
+        self._begin(call)
+        self._running[call] = (call.started, threading.get_ident())
         try:
             result = call.callback(call.arguments)
             if inspect.iscoroutine(result):
@@ -584,30 +636,49 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
-        self._ended(call, started)
-        self._trace(call, started)
+        self._ended(call, call.started)
+        self._count(call)
 
     async def run_async(self, call: Call, then: Step) -> None:
         """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
         if call.is_left_out:
             then()
             return
-        started = time.monotonic()
-        if call.callback.binding.wants_clients:
-            call.arguments["clients_list"] = call.select()
+        author = self._begin(call)
         try:
             awaited = call.callback(call.arguments)
-            self._running[call] = (started, awaited)
+            self._running[call] = (call.started, awaited)
             await awaited
         except BaseException as error:
             self._report(call, error)
-        self._ended(call, started)
-        self._trace(call, started)
-        if started >= self._tidy_at:
+        if author is not None:
+            AUTHOR.reset(author)  # Its task may be that of others too.
+        self._ended(call, call.started)
+        self._count(call)
+        if call.started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
-            self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
+            self._tidy_at = call.started + ASYNC_HYGIENE_INTERVAL
             await sync_to_async(tidy_connections)()
         then()
+
+    def _begin(self, call: Call) -> Token[Author | None] | None:
+        call.started = time.monotonic()
+        if call.callback.binding.wants_clients:
+            call.arguments["clients_list"] = call.select()
+        if call.record is None:
+            return None
+        self._clients.outbox.end_run()  # Or it would write in the name of another call.
+        return AUTHOR.set(call)
+
+    def _count(self, call: Call) -> None:
+        call.seconds = time.monotonic() - call.started
+        if self._tallies.is_on:
+            call.tally.durations.add(call.seconds)
+        if traffic_logger.isEnabledFor(logging.INFO):
+            clients = len(call.arguments.get("clients_list") or call.select())
+            traffic_logger.info(
+                "%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, call.seconds * 1000
+            )
 
     def _ended(self, call: Call, started: float) -> None:
         if self._running.pop(call, None) is None:
@@ -618,11 +689,13 @@ class Dispatch:
             assert not isinstance(call.about, Message)
             self._turn_away(call.about, call.callback.path, str(error))
             return
-        self.errors += 1
+        call.error = error
+        call.tally.failed(error)
+        if call.record is not None:
+            call.record.errors += 1
         logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
 
-    def _trace(self, call: Call, started: float) -> None:
-        if traffic_logger.isEnabledFor(logging.INFO):
-            milliseconds = (time.monotonic() - started) * 1000
-            path, clients = call.callback.path, len(call.arguments.get("clients_list") or call.select())
-            traffic_logger.info("%s: %s, %d clients, %.1f ms", call.subject, path, clients, milliseconds)
+    @property
+    def errors(self) -> int:
+        """Callbacks that raised."""
+        return sum(tally.errors for tally in self._tallies.all)

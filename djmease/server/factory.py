@@ -40,7 +40,11 @@ def make_server(
         channel_prefix=connections.channel_prefix(),
         heartbeat_channel=connections.heartbeat_channel(),
         control_channel=connections.control_channel(),
+        servers_key=connections.servers_key(),
+        server_prefix=connections.server_prefix(),
+        reply_prefix=connections.reply_prefix(),
         heartbeat=_heartbeat(registry),
+        addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
         explain=connections.reason,
         refuse=_gate().refusal,
         proxies=Proxies(settings.MEASE_TRUSTED_PROXIES, trusts_host=settings.USE_X_FORWARDED_HOST),
@@ -64,9 +68,25 @@ def make_server(
         drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
         slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
         recheck_interval=settings.MEASE_RECHECK_INTERVAL,
+        report_interval=settings.MEASE_REPORT_INTERVAL,
+        reports_bodies=settings.MEASE_REPORT_BODIES,
         revive=revive,
         ssl_context=ssl_context,
     )
+
+
+def addresses(sockets: list[socket.socket], scheme: str) -> list[str]:
+    """Return where a server on these sockets is reached, as URLs."""
+    return [_address(listening, scheme) for listening in sockets]
+
+
+def _address(listening: socket.socket, scheme: str) -> str:
+    name = listening.getsockname()
+    path = settings.MEASE_PATH or "/"
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
+    return f"{scheme}://{host}:{name[1]}{path}"
 
 
 def _gate() -> Gate:

@@ -64,7 +64,8 @@ class Limits(Generic[Client]):
         self._counted_as: dict[str, tuple[str | None, str | None]] = {}
         self._complaints = {kind: Complaints(logger) for kind in ("connections", "user", "address", "messages")}
         self.refused: Counter[str] = Counter()
-        """How often each limit was met: ``connections``, ``user``, ``address``, ``messages``."""
+        """How often each limit was met (``connections``, ``user``, ``address``, ``messages``), and how many handshakes
+        were refused by who they are (``unauthenticated``) and where they come from (``forbidden``)."""
 
     def of_user(self, key: str) -> tuple[Client, ...]:
         """Return who is connected as this user."""

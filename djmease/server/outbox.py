@@ -15,6 +15,7 @@ from django.utils.functional import Promise
 from djmease.messages import to_json
 from djmease.server.deflate import deflated
 from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
+from djmease.server.tallies import AUTHOR, Author
 
 logger = logging.getLogger("djmease.server")
 
@@ -48,10 +49,18 @@ class Run:
     late to be handed on, and is rescued.
     """
 
-    __slots__ = ("connections", "deflated", "frame", "seen_to", "taken")
+    __slots__ = ("author", "connections", "deflated", "frame", "seen_to", "taken")
 
-    def __init__(self, frame: bytes, connections: list[WebSocketProtocol], deflated_frame: bytes | None = None) -> None:
+    def __init__(
+        self,
+        frame: bytes,
+        connections: list[WebSocketProtocol],
+        deflated_frame: bytes | None = None,
+        author: Author | None = None,
+    ) -> None:
         self.frame = frame
+        self.author = author
+        """Who wrote it, and is told how often it was handed on."""
         self.connections = connections
         self.deflated = deflated_frame
         """The compressed frame, for those who take such; ``None`` where nobody does or it is not worth it."""
@@ -100,6 +109,12 @@ class Outbox:
         self._dirty: list[WebSocketProtocol] = []
         self.slow = 0
         """How many clients were cut off because they did not read."""
+        self.behind: set[WebSocketProtocol] = set()
+        """Who has a backlog."""
+        self.written = 0
+        """Messages handed on, one for each client."""
+        self.written_bytes = 0
+        """Of their frames, before compression."""
 
     # From any thread
 
@@ -120,7 +135,11 @@ class Outbox:
         Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
         """
         frame = self.frame(message, binary)
-        self._collect(Run(frame, [connection], self._deflate(frame) if self.deflating else None))
+        self._collect(Run(frame, [connection], self._deflate(frame) if self.deflating else None, AUTHOR.get()))
+
+    def end_run(self) -> None:
+        """Let nothing more be written to the run that is open; whoever is just about to is rescued where it must be."""
+        self.run = _NO_RUN
 
     def rescue(self, run: Run) -> None:
         """See to what was added to a run that is open no more: if it came too late, it is collected again."""
@@ -131,7 +150,7 @@ class Outbox:
             if not late:
                 return  # Another thread has rescued it together with its own.
             run.seen_to += len(late)
-            self._append(Run(run.frame, late, run.deflated))
+            self._append(Run(run.frame, late, run.deflated, run.author))
         self._wake_unless_quiet()
 
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
@@ -140,7 +159,7 @@ class Outbox:
 
     def write_all(self, connections: list[WebSocketProtocol], frame: bytes) -> None:
         """Send one frame behind what already waits for each of these connections."""
-        self._collect(Run(frame, connections, self._deflate(frame)))
+        self._collect(Run(frame, connections, self._deflate(frame), AUTHOR.get()))
 
     def _deflate(self, frame: bytes) -> bytes | None:
         """Return the compressed form of a message's frame, made once and in the thread that writes it."""
@@ -242,7 +261,11 @@ class Outbox:
             self.run = _NO_RUN
             for entry in collected:
                 if isinstance(entry, Run):
-                    entry.taken = entry.seen_to = len(entry.connections)
+                    entry.taken = entry.seen_to = taken = len(entry.connections)
+                    self.written += taken
+                    self.written_bytes += taken * len(entry.frame)
+                    if entry.author is not None:
+                        entry.author.wrote(taken)
             if self._collected_size > MAX_COLLECTED:
                 self._has_room.notify_all()
             self._collected_size = 0

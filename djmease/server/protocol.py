@@ -255,9 +255,14 @@ class Outbox(Protocol):
 
     def hand_on(self) -> None: ...
 
+    @property
+    def behind(self) -> set[Any]: ...
+
 
 class Readers(Protocol):
     """What the protocol needs of ``server/readers.py``."""
+
+    bytes_in: int
 
     def add(self, sock: socket.socket, connection: Any) -> None: ...
 
@@ -404,6 +409,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             data = b""
         if data:
             self.heard_at = self._loop.time()
+            self._readers.bytes_in += len(data)
             self._feed(data)
         else:
             self._disconnect()
@@ -472,6 +478,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self.backlog = bytearray(data)
         self.progressed_at = self._loop.time()
         self._loop.add_writer(self._socket, self._on_writable)
+        self._outbox.behind.add(self)
 
     def push(self) -> None:
         """Give the kernel what it takes of the backlog now; the loop may have been too busy to ask."""
@@ -489,6 +496,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self.progressed_at = self._loop.time()
         if not backlog and self._socket is not None:
             self.backlog = b""
+            self._outbox.behind.discard(self)
             self._loop.remove_writer(self._socket)
             if self.closing and not self.waiting:
                 self._after_close_frame()
@@ -590,6 +598,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             return
         self._readers.remove(sock)
         self._loop.remove_writer(sock)
+        self._outbox.behind.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -36,6 +36,8 @@ class Readers:
         self._loop = loop
         self._outbox = outbox
         self._connections: dict[int, Connection] = {}
+        self.bytes_in = 0
+        """What was read, in all."""
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             loop.add_reader(self._epoll, self._turn)

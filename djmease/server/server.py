@@ -8,7 +8,9 @@ import random
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from redis.asyncio import Connection
@@ -18,6 +20,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 from djmease.identities import Identity
+from djmease.messages import Message
 from djmease.registry import Registry
 from djmease.server.client import Client
 from djmease.server.clients import Clients
@@ -29,10 +32,13 @@ from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
+from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
+from djmease.server.reporter import Reporter
+from djmease.server.tallies import Tallies
 
 logger = logging.getLogger("djmease.server")
 
@@ -59,7 +65,11 @@ class Server:
         channel_prefix: str,
         heartbeat_channel: str,
         control_channel: str,
+        servers_key: str,
+        server_prefix: str,
+        reply_prefix: str,
         heartbeat: Heartbeat,
+        addresses: Sequence[str],
         explain: Callable[[BaseException], str],
         refuse: Callable[[HTTPServerRequest, str | None], str | None],
         proxies: Proxies,
@@ -77,6 +87,8 @@ class Server:
         drain_timeout: float,
         slow_callback_timeout: float,
         recheck_interval: float,
+        report_interval: float | None,
+        reports_bodies: bool,
         revive: Callable[[], Awaitable[None]] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -88,6 +100,7 @@ class Server:
         self._limits = limits
         self._drain_timeout = drain_timeout
         self.clients = Clients(self._outbox)
+        tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
         self._dispatch = Dispatch(
             loop,
             registry=registry,
@@ -95,6 +108,8 @@ class Server:
             max_workers=max_workers,
             slow_callback_timeout=slow_callback_timeout,
             authentication=authentication,
+            tallies=tallies,
+            on_traced=self._on_traced,
         )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
@@ -106,7 +121,7 @@ class Server:
             in_thread=self._dispatch.in_thread,
             interval=recheck_interval,
         )
-        self._orders = self._logins.orders
+        self._orders = {**self._logins.orders, "list_clients": self._on_list_clients}
         """What is done for an order that came by Redis, by its name."""
         self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
@@ -122,6 +137,35 @@ class Server:
             explain=explain,
             heartbeat_interval=HEARTBEAT_INTERVAL,
         )
+        self.observer = Observer(
+            about={
+                **asdict(heartbeat),
+                "addresses": list(addresses),
+                "started_at": round(time.time(), 3),
+                "interval": report_interval or 0.0,
+            },
+            interval=report_interval or 1.0,
+            tallies=tallies,
+            dispatch=self._dispatch,
+            outbox=self._outbox,
+            readers=self._readers,
+            limits=limits,
+            logins=self._logins,
+            pings=self._pings,
+            listener=self._listener,
+            trouble=lambda: self.trouble,
+            is_draining=lambda: self._stopping.is_set(),
+        )
+        self._reporter = connect and Reporter(
+            connect=connect,
+            observer=self.observer,
+            interval=report_interval,
+            servers_key=servers_key,
+            server_prefix=server_prefix,
+            reply_prefix=reply_prefix,
+            explain=explain,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
         handler = {
             "events": self,
             "outbox": self._outbox,
@@ -170,6 +214,8 @@ class Server:
         """Serve until ``drain`` or ``stop`` is called, then end: clients get 1012, closers run, nothing stays open."""
         stopping = asyncio.create_task(self._stopping.wait())
         listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
+        if self._reporter is not None:
+            self._run(self._reporter.run())
         try:
             await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -202,6 +248,22 @@ class Server:
         else:
             obey(order)
 
+    def _on_list_clients(self, order: dict[str, Any]) -> None:
+        self._run(self._list_clients(order))
+
+    async def _list_clients(self, order: dict[str, Any]) -> None:
+        if self._reporter is not None:
+            self._reporter.answer(order.get("reply"), await self.observer.list_clients(order))
+
+    def _on_traced(self, message: Message, *what: Any) -> None:
+        if self._reporter is not None:
+            self._reporter.answer(message.trace, self.observer.traced(message, *what))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._stopping.set()
         self._http.stop()
@@ -214,6 +276,7 @@ class Server:
         self._dispatch.hurry(self._drain_timeout / 2)
         await self._wait_for_callbacks()
         self._dispatch.stop()
+        await self._stop_reporting()
         # Those too whose clients have gone, but who are waited for to read why.
         for connection in self._readers.connections:
             connection.abort()
@@ -221,6 +284,15 @@ class Server:
         outcome = (await asyncio.gather(listening, return_exceptions=True))[0]
         if isinstance(outcome, Exception):
             raise outcome
+
+    async def _stop_reporting(self) -> None:
+        """Report to the end, and be gone from the list of servers then."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._reporter is not None:
+            await self._reporter.leave()
 
     async def _send_away(self) -> None:
         """Close clients one after another, at times that chance has, so that they do not all come back at once."""
@@ -254,6 +326,7 @@ class Server:
 
     def opened(self, client: Client) -> None:
         assert client.ws_connection is not None
+        self.observer.opened += 1
         self._limits.enter(client)
         self._no_clients.clear()
         self._pings.add(client.ws_connection)
@@ -272,6 +345,7 @@ class Server:
         return await self._dispatch.identify(request)
 
     def closed(self, client: Client) -> None:
+        self.observer.closed[str(client.close_code or "none")] += 1
         self._limits.leave(client)
         if not self._limits.clients:
             self._no_clients.set()

@@ -83,6 +83,7 @@ class Watch:
         """Times that the loop stood still."""
         self.loop_delay = 0.0
         """Seconds by which the loop came late to its last timer."""
+        self._longest_delay = 0.0
         self._turned_at = self._due_at = 0.0
         self._is_blocked = False
         self._loop_thread = 0
@@ -112,6 +113,11 @@ class Watch:
         if self._thread.is_alive():
             self._thread.join(JOIN_TIMEOUT)
 
+    def take_longest_delay(self) -> float:
+        """Return the longest ``loop_delay`` since this was last asked; on the loop."""
+        longest, self._longest_delay = self._longest_delay, 0.0
+        return longest
+
     def is_running(self, call: Call) -> bool:
         return call in self.running or call in self._slow
 
@@ -128,6 +134,7 @@ class Watch:
     def _turn(self) -> None:
         now = time.monotonic()
         self.loop_delay = max(0.0, now - self._due_at)
+        self._longest_delay = max(self._longest_delay, self.loop_delay)
         before, self._turned_at = self._turned_at, now
         if self._is_blocked:
             self._is_blocked = False

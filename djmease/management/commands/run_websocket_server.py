@@ -24,7 +24,7 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from djmease import checks, connections, embedded, loader
 from djmease.registry import Registry
 from djmease.server.banner import banner
-from djmease.server.factory import make_server
+from djmease.server.factory import addresses, make_server
 from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
@@ -271,15 +271,6 @@ def _banner(registry: Registry, sockets: list[socket.socket], scheme: str) -> st
     return banner(
         registry=registry,
         settings_module=os.environ.get("DJANGO_SETTINGS_MODULE", "settings.configure()"),
-        addresses=[_address_of(listening, scheme) for listening in sockets],
+        addresses=addresses(sockets, scheme),
         redis=f"{redis} (embedded Valkey)" if connections.is_embedded() else redis,
     )
-
-
-def _address_of(listening: socket.socket, scheme: str) -> str:
-    name = listening.getsockname()
-    path = settings.MEASE_PATH or "/"
-    if listening.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
-    return f"{scheme}://{host}:{name[1]}{path}"
