@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
-from django.utils.formats import number_format
+from django.utils.formats import get_format
 from django.utils.translation import gettext as _
 
 NOTHING = "–"
@@ -17,7 +17,7 @@ _UNITS = ((86_400, "%s d"), (3_600, "%s h"), (60, "%s min"))
 
 def count(value: int) -> str:
     """Return a whole number with its thousands apart."""
-    return number_format(value, force_grouping=True) if value >= 1000 else str(value)
+    return f"{value:,}".replace(",", str(get_format("THOUSAND_SEPARATOR"))) if value >= 1000 else str(value)
 
 
 def rate(value: float) -> str:
@@ -25,8 +25,8 @@ def rate(value: float) -> str:
     if not value:
         return "0"
     if value < 0.1:
-        return f"<{number_format(0.1, 1)}"
-    return number_format(value, 1) if value < 10 else count(round(value))
+        return f"<{_decimal(0.1)}"
+    return _decimal(value) if value < 10 else count(round(value))
 
 
 def seconds(value: float | None) -> str:
@@ -37,9 +37,9 @@ def seconds(value: float | None) -> str:
         if value >= size:
             return _(text) % count(int(value // size))
     if value >= 1:
-        return _("%s s") % number_format(value, 0 if value >= 10 or isinstance(value, int) else 1)
+        return _("%s s") % (round(value) if value >= 10 or isinstance(value, int) else _decimal(value))
     milliseconds = value * 1000
-    return _("%s ms") % number_format(milliseconds, 0 if milliseconds >= 10 or not value else 1)
+    return _("%s ms") % (round(milliseconds) if milliseconds >= 10 or not value else _decimal(milliseconds))
 
 
 def long_seconds(value: float) -> str:
@@ -74,6 +74,10 @@ def clock(at: float) -> str:
 def stamp(at: float) -> str:
     """Return a time as ``<time datetime>`` has it."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.1f}".replace(".", str(get_format("DECIMAL_SEPARATOR")))
 
 
 def _local(at: float) -> datetime:
