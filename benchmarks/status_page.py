@@ -121,11 +121,13 @@ def measure(rounds: int, routings: int) -> int:
         }.items():
             milliseconds, size = timed(ask, rounds)
             slowest = max(slowest, milliseconds)
-            sys.stdout.write(
-                f"{busy:5} of {routings} routes busy: {name:22} {milliseconds:6.1f} ms {size / 1000:7.0f} kB" + "\n"
-            )
-    sys.stdout.write(f"the slowest took {slowest:.0f} ms of {LIMIT:.0f}" + "\n")
+            say(f"{busy:5} of {routings} routes busy: {name:22} {milliseconds:6.1f} ms {size / 1000:7.0f} kB")
+    say(f"the slowest took {slowest:.0f} ms of {LIMIT:.0f}")
     return int(slowest > LIMIT)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def versions_of(response: Any) -> str:
