@@ -15,6 +15,7 @@ INSTALLED_APPS = [
     "djmease",
 ]
 MIDDLEWARE = [
+    "tests.urls.strict_admin",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
