@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from peers import BARE_LOOP_NAME, DAPHNE_NAME, MAKERS, OURS, UVICORN_NAME, WEBSOCKETS_NAME, Peer
+from peers import BARE_LOOP_NAME, DAPHNE_NAME, MAKERS, OURS, UVICORN_NAME, WEBSOCKETS_NAME, WITHOUT_REPORTS_NAME, Peer
 from site_of_benchmarks import Connections, raise_file_limit, text_frame
 
 # What costs these so much is asked of them less often.
@@ -137,7 +137,7 @@ class Comparison:
 
     def idle(self) -> None:
         """Measure a new server each time: memory that was used before does not show when it is used again."""
-        names = [name for name in self.names if name != BARE_LOOP_NAME]
+        names = [name for name in self.names if name not in (BARE_LOOP_NAME, WITHOUT_REPORTS_NAME)]
         blocks = [(name, partial(accept_and_keep, name, self.sizes)) for name in names]
         self.take_turns(self.sizes.long_rounds, blocks)
 

@@ -40,7 +40,7 @@ def main() -> int:
     import peers
     import report
 
-    names = [peers.OURS] if options.only else list(peers.MAKERS)
+    names = [peers.OURS, peers.WITHOUT_REPORTS_NAME] if options.only else list(peers.MAKERS)
     result = comparison.Comparison(names, comparison.SHORT if options.short else comparison.Sizes()).run()
     sys.stdout.write(report.text(result))
     if options.write:

@@ -215,10 +215,17 @@ class Peer:
 
 
 @contextmanager
-def djmease(echo: str = "") -> Iterator[Peer]:
+def djmease(echo: str = "", settings: str = "") -> Iterator[Peer]:
     registry = {"async": ECHO_ASYNC, "def": ECHO_DEF}.get(echo, REGISTRY)
-    with serving(registry) as server, running(PUBLISH_TO_DJMEASE + PUBLISH_LOOP, server.home) as publisher:
+    with (
+        serving(registry, settings=settings) as server,
+        running(PUBLISH_TO_DJMEASE + PUBLISH_LOOP, server.home) as publisher,
+    ):
         yield Peer(pid=server.process.pid, port=server.port, publisher=publisher)
+
+
+def djmease_without_reports(echo: str = "") -> AbstractContextManager[Peer]:
+    return djmease(echo, "MEASE_REPORT_INTERVAL = None\n")
 
 
 @contextmanager
@@ -270,8 +277,10 @@ def bare_loop(echo: str = "") -> AbstractContextManager[Peer]:
 
 OURS, UVICORN_NAME, DAPHNE_NAME = "django-mease", "Channels, uvicorn", "Channels, daphne"
 WEBSOCKETS_NAME, BARE_LOOP_NAME = "websockets", "bare loop"
+WITHOUT_REPORTS_NAME = "without reports"
 MAKERS: dict[str, Callable[..., AbstractContextManager[Peer]]] = {
     OURS: djmease,
+    WITHOUT_REPORTS_NAME: djmease_without_reports,
     UVICORN_NAME: channels_on_uvicorn,
     DAPHNE_NAME: channels_on_daphne,
     WEBSOCKETS_NAME: websockets,

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from peers import BARE_LOOP_NAME, DAPHNE_NAME, OURS, UVICORN_NAME, WEBSOCKETS_NAME
+from peers import BARE_LOOP_NAME, DAPHNE_NAME, OURS, UVICORN_NAME, WEBSOCKETS_NAME, WITHOUT_REPORTS_NAME
 from site_of_benchmarks import ROOT
 
 if TYPE_CHECKING:
     from comparison import Result
 
-SERVERS = (OURS, UVICORN_NAME, DAPHNE_NAME, WEBSOCKETS_NAME, BARE_LOOP_NAME)
+SERVERS = (OURS, WITHOUT_REPORTS_NAME, UVICORN_NAME, DAPHNE_NAME, WEBSOCKETS_NAME, BARE_LOOP_NAME)
 PACKAGES = ("django", "tornado", "redis", "channels", "channels-redis", "uvicorn", "daphne", "websockets")
 README_BEGIN = ".. What follows is written by benchmarks/delivery.py --write\n\n"
 README_END = "\n.. Here it ends\n"
@@ -65,6 +65,22 @@ ROWS = (
     Row(title="delivery, in a burst", unit="µs CPU", figure="burst", wanted=200),
     Row(title="echo, async def", unit="µs CPU", figure="echo async", wanted=6),
     Row(title="echo, def", unit="µs CPU", figure="echo def", wanted=5),
+    *(
+        Row(
+            title=f"{title}, with reports against without",
+            unit="µs CPU",
+            figure=figure,
+            against=WITHOUT_REPORTS_NAME,
+            wanted=1.1,
+            is_more=True,
+        )
+        for title, figure in (
+            ("delivery, one after another", "steady"),
+            ("delivery, in a burst", "burst"),
+            ("echo, async def", "echo async"),
+            ("echo, def", "echo def"),
+        )
+    ),
     Row(title="publish from sync code", unit="µs", figure="publish", wanted=25),
     Row(title="an idle connection", unit="kB", figure="memory", wanted=4),
     Row(title="accepting all connections", unit="ms", figure="accept", wanted=2),
@@ -142,6 +158,7 @@ def _document(result: Result) -> str:
             f"({platform.machine()}).",
             "",
             "* `Channels, uvicorn` and `Channels, daphne`: Channels 4, the pub/sub layer of channels-redis, a group.",
+            "* `without reports`: django-mease with `MEASE_REPORT_INTERVAL = None`, which counts no callbacks.",
             "* `websockets`: the library alone, without Django and without Redis; its `broadcast`.",
             "* `bare loop`: one `send` on each socket, in Python, and nothing else: the floor of one call each.",
             "* `django-mease`: the README's `def` sender, `for c in clients_list: c.write_message(message)`.",
@@ -195,6 +212,7 @@ PANELS = (
     ("memory", "An idle connection", "kB"),
     ("p99", "Publish to receipt, 99th percentile", "ms"),
 )
+PLOTTED = tuple(name for name in SERVERS if name != WITHOUT_REPORTS_NAME)
 COLUMNS, PANEL_WIDTH, BAR, GAP, MARGIN, NAME_WIDTH, NUMBER_WIDTH = 2, 440, 16, 8, 20, 126, 66
 STYLE = """
   text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2933; }
@@ -217,7 +235,7 @@ STYLE = """
 def plot(result: Result) -> str:
     """Return an SVG with a panel of bars, each to its own scale from zero, for each of the main figures."""
     panels = [_panel(result.figures[figure], title, unit) for figure, title, unit in PANELS]
-    height = 34 + len(SERVERS) * (BAR + GAP) + MARGIN
+    height = 34 + len(PLOTTED) * (BAR + GAP) + MARGIN
     parts = []
     for index, panel in enumerate(panels):
         x = MARGIN + index % COLUMNS * (PANEL_WIDTH + MARGIN)
@@ -238,7 +256,7 @@ def _panel(figures: dict[str, float], title: str, unit: str) -> str:
     lines = [f'<text class="title" y="12">{escape(title)} {unit}</text>']
     most = max(figures.values())
     room = PANEL_WIDTH - NAME_WIDTH - NUMBER_WIDTH
-    shown = [name for name in SERVERS if name in figures]
+    shown = [name for name in PLOTTED if name in figures]
     for index, name in enumerate(shown):
         value = figures[name]
         y = 26 + index * (BAR + GAP)

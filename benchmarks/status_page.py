@@ -88,18 +88,19 @@ def clients_of(server: str) -> list[dict[str, Any]]:
 
 
 def write_reports(routings: int, busy: int) -> None:
-    from tests.made_reports import made_history, made_message, made_sender, made_server, write_report
+    from tests import reported
+    from tests.made_reports import flat_history, numbered_message, numbered_sender
 
     now = time.time()
     counts = {"heard": 1200, "calls": 1200, "rate": 0.4, "delivered": 99_000, "p50": 0.002, "p99": 0.03, "last_at": now}
     raised = {"errors": 3, "last_error": "ValueError: no", "last_error_at": now}
     callbacks = tuple(
-        made_sender(number, **(counts if number < busy else {}), **(raised if number < busy // 20 else {}))
+        numbered_sender(number, **(counts if number < busy else {}), **(raised if number < busy // 20 else {}))
         for number in range(routings)
     )
-    messages = tuple(made_message(number) for number in range(50))
+    messages = tuple(numbered_message(number) for number in range(50))
     for server in SERVERS:
-        write_report(made_server(server, callbacks=callbacks, messages=messages, history=made_history()))
+        reported.put(reported.server(server, callbacks=callbacks, messages=messages, history=flat_history()))
 
 
 def measure(rounds: int, routings: int) -> int:

@@ -22,7 +22,7 @@ from djmease.publishing import PublishError
 from djmease.reporting import list_clients
 from djmease.reports import ClientReport
 from djmease.revocation import disconnect
-from djmease.status_page import TEMPLATES, Part, Wish, current_status, known_routings, parts_of
+from djmease.status_page import TEMPLATES, Part, Wish, current_status, known_routings, outcome, parts_of
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Status]
@@ -31,6 +31,8 @@ else:
 
 PARTS_HEADER = "X-Mease-Parts"
 """The parts that a page has, each with its version: the answer has just those that have changed."""
+PUBLISHED = "djmease_published"
+"""Where the session keeps what became of the last test message."""
 MAX_SEARCH = 200
 
 
@@ -93,7 +95,7 @@ class StatusAdmin(ModelAdmin):
         return Wish(
             clients="clients" in asked,
             search=asked.get("search", "").strip()[:MAX_SEARCH],
-            published=asked.get("published") or None,
+            published=_published(request),
             disconnect_url=self._url("disconnect") if _may(request, "disconnect_client") else None,
         )
 
@@ -105,11 +107,13 @@ class StatusAdmin(ModelAdmin):
         if request.method != "POST":
             return HttpResponseRedirect(f"{self._url('changelist')}#publish")
         form = PublishForm(request.POST)
-        message_id = form.publish() if form.is_valid() else None
-        if message_id is None:
+        trace = form.publish() if form.is_valid() else None
+        if trace is None:
             return self._page(request, form)
-        routing = form.cleaned_data["routing"]
-        _log(request, ADDITION, message_id, _("Message %(id)s on %(routing)s") % {"id": message_id, "routing": routing})
+        message_id = str(trace.id)
+        request.session[PUBLISHED] = outcome(trace)
+        text = _("Message %(id)s on %(routing)s") % {"id": message_id, "routing": trace.routing}
+        _log(request, ADDITION, message_id, text)
         return HttpResponseRedirect(f"{self._url('changelist')}?published={message_id}#publish")
 
     def disconnect_view(self, request: HttpRequest) -> HttpResponse:
@@ -171,6 +175,12 @@ class StatusAdmin(ModelAdmin):
 def _may(request: HttpRequest, name: str) -> bool:
     user: Any = request.user
     return bool(user.has_perm(f"djmease.{name}"))
+
+
+def _published(request: HttpRequest) -> dict[str, Any] | None:
+    """Return what became of the test message that the address names, if it is the last one of this session."""
+    last: dict[str, Any] | None = request.session.get(PUBLISHED)
+    return last if last and last["id"] == request.GET.get("published") else None
 
 
 def _initial(request: HttpRequest) -> dict[str, str]:

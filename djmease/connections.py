@@ -256,6 +256,7 @@ def ticket_prefix() -> str:
 
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
+    check_url(url)
     ours = _options(Retry(NoBackoff(), 0))
     if home is not None:
         ours["redis_connect_func"] = functools.partial(_greet_embedded, home)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import secrets
+from contextlib import suppress
 from typing import Any
 
 from django import forms
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
+from redis.exceptions import RedisError
 
-from djmease import messages
-from djmease.publishing import PublishError, UnknownRouting, publish
+from djmease import connections, messages, reporting
+from djmease.publishing import PublishError, UnknownRouting, publish_now
+from djmease.reports import MessageTrace, read
+from djmease.tracing import Trace
+
+WAIT = 2.0
+"""Seconds for which the servers are waited for."""
 
 
 class PublishForm(forms.Form):
@@ -64,12 +72,10 @@ class PublishForm(forms.Form):
                 self.add_error("message", _("This is not JSON: %s") % error)
         return data
 
-    def publish(self) -> str | None:
-        """Publish what was filled in and return the message's id, or add an error and return ``None``."""
-        data = self.cleaned_data
+    def publish(self) -> Trace | None:
+        """Publish what was filled in and return what became of it, or add an error and return ``None``."""
         try:
-            # It is a test: whoever sends it wants to see it arrive, also under ATOMIC_REQUESTS.
-            return publish(data["routing"], data["message"], group=data["group"], user=data["user"], on_commit=False)
+            return self._publish()
         except UnknownRouting as error:
             self.add_error("routing", str(error))
         except PublishError as error:
@@ -77,6 +83,34 @@ class PublishForm(forms.Form):
         except (TypeError, ValueError) as error:
             self.add_error("message", str(error))
         return None
+
+    def _publish(self) -> Trace:
+        data, token = self.cleaned_data, secrets.token_hex(16)
+        # It is a test: whoever sends it wants to see it arrive, also under ATOMIC_REQUESTS.
+        sent = publish_now(data["routing"], data["message"], group=data["group"], user=data["user"], trace=token)
+        told = _told(token, sent.heard or 0)
+        known = {server.server for server in told}
+        return Trace(
+            routing=data["routing"],
+            groups=(data["group"],) if data["group"] else (),
+            users=(data["user"].get_username(),) if data["user"] else (),
+            redis=connections.address(),
+            timeout=WAIT,
+            id=sent.id,
+            heard=sent.heard,
+            servers=told,
+            silent=tuple(server for server in reporting.get_status().servers if server.id not in known),
+        )
+
+
+def _told(token: str, expected: int) -> tuple[MessageTrace, ...]:
+    """Return what the servers tell within ``WAIT`` seconds."""
+    found = []
+    with suppress(RedisError, OSError):
+        for answer in reporting.answers(token, expected=expected, timeout=WAIT):
+            with suppress(ValueError):
+                found.append(read(MessageTrace, answer))
+    return tuple(sorted(found, key=lambda server: (server.host, server.pid)))
 
 
 def _check(rule: Any, value: str) -> None:

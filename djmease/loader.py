@@ -104,8 +104,7 @@ def decorated() -> list[Declaration]:
 
 def is_sent(routing: str) -> bool:
     """Tell whether a sender is registered for ``routing``, by names alone: nothing is imported."""
-    routes = settings.MEASE_ROUTES
-    if routes.get(routing) is not None:
+    if _routes().get(routing) is not None:
         return True
     return any(matches(pattern, routing) for pattern in _known_patterns())
 
@@ -116,19 +115,22 @@ def closest_routings(routing: str) -> list[str]:
 
 
 def _known_patterns() -> Iterator[str]:
-    routes = settings.MEASE_ROUTES
-    yield from (pattern for pattern, value in routes.items() if value is not None)
+    routes = _routes()
+    yield from (pattern for pattern, value in routes.items() if value is not None and isinstance(pattern, str))
     for declaration in declarations:
         for pattern in declaration.patterns:
             if routes.get(pattern, pattern) is not None:
                 yield pattern
 
 
-def _switched_off() -> frozenset[str]:
+def _routes() -> dict[str, Any]:
+    """Return the routes of the settings, none where they are no dict: a check says so, and not a traceback."""
     routes = settings.MEASE_ROUTES
-    if not isinstance(routes, dict):
-        return frozenset()
-    return frozenset(pattern for pattern, value in routes.items() if value is None)
+    return routes if isinstance(routes, dict) else {}
+
+
+def _switched_off() -> frozenset[str]:
+    return frozenset(pattern for pattern, value in _routes().items() if value is None)
 
 
 def _without(declaration: Declaration, switched_off: frozenset[str]) -> Declaration | None:

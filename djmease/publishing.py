@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -68,6 +69,15 @@ class PublishError(Exception):
         return f"The message on {self.routing!r} could not be published to Redis at {self.address}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A message that was published."""
+
+    id: str
+    heard: int | None
+    """To how many servers Redis handed it; ``None`` where ``djmease.test`` has taken it instead."""
+
+
 def publish(
     routing: str,
     message: Any,
@@ -117,6 +127,27 @@ async def apublish(
         on_commit=False,
         fail_silently=fail_silently,
     )
+
+
+def publish_now(
+    routing: str,
+    message: Any,
+    *,
+    group: str | Iterable[str] | None = None,
+    user: Any = None,
+    trace: str | None = None,
+) -> Publication:
+    """Publish at once, also inside a transaction, and return how many servers heard it, whom nothing warns of none.
+
+    With a token as ``trace`` each server answers it, as ``reporting.answers`` reads, with what became of the message.
+    Raises what ``publish`` does.
+    """
+    refuse_event_loop("publish", "apublish")
+    message_id, payload = _encode(routing, message, group=group, user=user, trace=trace)
+    if captures:
+        _hand_over(captures, routing, payload)
+        return Publication(id=message_id, heard=None)
+    return Publication(id=message_id, heard=_hand_to_redis(routing, payload))
 
 
 def publish_control(order: dict[str, Any]) -> bool:
@@ -180,17 +211,7 @@ def _publish(
     on_commit: bool,
     fail_silently: bool,
 ) -> str:
-    _check_routing(routing)
-    kind, body = _encode_body(routing, message)
-    message_id = messages.new_id()
-    payload = messages.encode(
-        kind=kind,
-        body=body,
-        message_id=message_id,
-        published_at=time.time(),
-        groups=None if group is None else _groups(group),
-        users=None if user is None else _users(user),
-    )
+    message_id, payload = _encode(routing, message, group=group, user=user)
     if captures:
         _hand_over(captures, routing, payload)
         return message_id
@@ -204,6 +225,25 @@ def _publish(
             raise
         logger.error("%s", error)
     return message_id
+
+
+def _encode(
+    routing: str, message: Any, *, group: str | Iterable[str] | None, user: Any, trace: str | None = None
+) -> tuple[str, bytes]:
+    """Return the id and the payload of a message, or raise what ``publish`` does for one that it does not take."""
+    check_routing(routing)
+    kind, body = _encode_body(routing, message)
+    message_id = messages.new_id()
+    payload = messages.encode(
+        kind=kind,
+        body=body,
+        message_id=message_id,
+        published_at=time.time(),
+        groups=None if group is None else _groups(group),
+        users=None if user is None else _users(user),
+        trace=trace,
+    )
+    return message_id, payload
 
 
 def _hand_over(outlets: list[Outlet], routing: str, payload: bytes) -> None:
@@ -222,7 +262,8 @@ def _users(user: Any) -> list[str]:
     return [messages.primary_key(each) for each in (user if is_several else [user])]
 
 
-def _check_routing(routing: str) -> None:
+def check_routing(routing: str) -> None:
+    """Raise ``ValueError`` or ``UnknownRouting``, as ``publish`` does, for a name that it does not take."""
     messages.check_routing(routing)
     if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
         raise UnknownRouting(routing, loader.closest_routings(routing))
@@ -252,16 +293,21 @@ def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
 
 
 def _send(routing: str, payload: bytes) -> None:
+    if _hand_to_redis(routing, payload) == 0:
+        _warn_unheard(routing)
+
+
+def _hand_to_redis(routing: str, payload: bytes) -> int | None:
+    """Return how many servers heard it, ``None`` where ``djmease.test`` has taken it."""
     if wires:
         _hand_over(wires, routing, payload)
-        return
+        return None
     try:
         heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
     except ImproperlyConfigured as error:
         raise PublishError(routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
-    if not heard:
-        _warn_unheard(routing)
+    return heard
 
 
 def _warn_unheard(routing: str) -> None:

@@ -7,12 +7,14 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from djmease import connections, embedded
 from djmease.publishing import publish_control
@@ -24,6 +26,8 @@ MAX_CLIENTS = 300
 """How many clients are told at once."""
 MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
 """Seconds that one question to Redis waits."""
+LATE = 3
+"""Intervals without a report after which a server is late."""
 START_COMMAND = "python manage.py run_websocket_server"
 
 
@@ -85,9 +89,9 @@ def get_status() -> Status:
     error. Raises ``ImproperlyConfigured`` where ``MEASE_REDIS_URL`` is not set and ``DEBUG`` is off.
     """
     nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.key_prefix())
-    if connections.is_embedded() and not embedded.has_users(embedded.directory()):
-        return replace(nothing, problems=(_no_server(),))
     try:
+        if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+            return replace(nothing, problems=(_no_server(),))
         found, unread = _read_servers()
     except (RedisError, OSError, ImproperlyConfigured) as error:
         return replace(nothing, problems=(_no_redis(error),))
@@ -107,16 +111,28 @@ def list_clients(status: Status, *, search: str = "", limit: int = MAX_CLIENTS, 
     ``search`` is a part of the user's name, its primary key, a client's id, an address or a group; nothing is
     everybody. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
     """
-    order = {"order": "list_clients", "search": search, "limit": min(limit, MAX_CLIENTS)}
+    limit = max(0, min(limit, MAX_CLIENTS))
     expected = {server.id for server in status.servers}
-    answers = ask(order, expected=len(expected), timeout=timeout)
-    clients = [read(ClientReport, each) for answer in answers for each in answer.get("clients", ())]
+    answers = ask({"order": "list_clients", "search": search, "limit": limit}, expected=len(expected), timeout=timeout)
+    told: dict[str, ClientsReport] = {}
+    for answer in answers:
+        with suppress(ValueError):
+            # A server of another version that tells something else counts as one that is silent.
+            told[str(answer.get("server"))] = _clients_of(answer)
+    clients = [client for report in told.values() for client in report.clients]
     clients.sort(key=lambda client: client.connected_at, reverse=True)
     return ClientsReport(
         clients=tuple(clients[:limit]),
-        total=sum(answer.get("total", 0) for answer in answers),
-        silent=tuple(sorted(expected - {answer.get("server") for answer in answers})),
+        total=sum(report.total for report in told.values()),
+        silent=tuple(sorted(expected - set(told))),
     )
+
+
+def _clients_of(answer: dict[str, Any]) -> ClientsReport:
+    total, clients = answer.get("total"), answer.get("clients")
+    if type(total) is not int or not isinstance(clients, list):
+        raise ValueError("it tells of no clients")
+    return ClientsReport(clients=tuple(read(ClientReport, each) for each in clients), total=total)
 
 
 def ask(order: dict[str, Any], *, expected: int, timeout: float) -> list[dict[str, Any]]:
@@ -136,13 +152,26 @@ def answers(token: str, *, expected: int, timeout: float) -> Iterator[dict[str, 
     key = f"{connections.reply_prefix()}{token}"
     deadline = time.monotonic() + timeout
     redis = _redis()
+    longest = _longest_wait(redis)
     while expected and (left := deadline - time.monotonic()) > 0:
         # Redis takes 0 for "as long as it takes", and must answer before its connection is given up.
-        found = redis.blpop([key], timeout=max(0.01, min(left, MAX_SLICE)))
-        answer = json.loads(found[1]) if found is not None else None
+        found = redis.blpop([key], timeout=max(0.01, min(left, longest)))
+        answer = None if found is None else _parsed(found[1])
         if isinstance(answer, dict):
             expected -= 1
             yield answer
+
+
+def _longest_wait(redis: Any) -> float:
+    """Return the seconds for which Redis may keep us waiting, which is less than those after which it is given up."""
+    timeout = redis.connection_pool.connection_kwargs.get("socket_timeout")
+    return min(MAX_SLICE, timeout / 2) if timeout else MAX_SLICE
+
+
+def _parsed(payload: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(payload)
+    return None
 
 
 def _redis() -> Any:
@@ -152,21 +181,37 @@ def _redis() -> Any:
 def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
     """Return the reports that can be read, and the ids of the others, each with the reason."""
     redis = _redis()
-    ids = [each.decode() for each in redis.zrange(connections.servers_key(), 0, -1)]
+    ids = [_text(each) for each in redis.zrange(connections.servers_key(), 0, -1)]
     with redis.pipeline(transaction=False) as pipe:
         for server_id in ids:
             pipe.hmget(f"{connections.server_prefix()}{server_id}", "report", "callbacks")
-        replies = pipe.execute()
+        replies = pipe.execute(raise_on_error=False)
     found: list[ServerReport] = []
     unread: list[tuple[str, str]] = []
-    for server_id, (report, callbacks) in zip(ids, replies, strict=True):
-        if report is None or callbacks is None:
-            continue  # It is gone; the others take its name out of the list.
+    for server_id, reply in zip(ids, replies, strict=True):
+        if isinstance(reply, list) and None in reply:
+            continue  # It is gone, and the others take its name out of the list; or it comes just now.
         try:
-            found.append(read_server(report, callbacks))
+            found.append(_read_server(server_id, reply))
         except ValueError as error:
             unread.append((server_id, str(error)))
     return found, unread
+
+
+def _text(name: str | bytes) -> str:
+    # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
+    return name if isinstance(name, str) else name.decode(errors="replace")
+
+
+def _read_server(server_id: str, reply: Any) -> ServerReport:
+    if isinstance(reply, NoPermissionError):
+        raise reply
+    if isinstance(reply, Exception):
+        raise ValueError(str(reply))
+    server = read_server(*reply)
+    if server.id != server_id:
+        raise ValueError(f"it is of the server {server.id!r:.80}")
+    return server
 
 
 # What is wrong
@@ -189,14 +234,22 @@ def _no_redis(error: Exception) -> Problem:
 
 
 def _problems(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]], now: float) -> tuple[Problem, ...]:
-    found = [*_of_no_server(servers), *_of_reports(unread), *_of_mixed(servers)]
+    found = [*_of_no_server(servers, unread), *_of_reports(servers, unread), *_of_mixed(servers)]
     for server in servers:
         found.extend(_of_server(server, now))
     return tuple(sorted(found, key=lambda problem: not problem.is_error))
 
 
-def _of_no_server(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
-    if not servers:
+def _of_no_server(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]]) -> Iterator[Problem]:
+    if not servers and unread:
+        return
+    if not servers and settings.MEASE_REPORT_INTERVAL is None:
+        yield Problem(
+            kind="unreported",
+            text="Whether a WebSocket server runs is not known: MEASE_REPORT_INTERVAL is None, so none reports.",
+            cure="Set it to the seconds between two reports, for example 2, and restart the servers.",
+        )
+    elif not servers:
         yield _no_server()
     elif all(server.is_draining for server in servers):
         yield Problem(
@@ -206,18 +259,20 @@ def _of_no_server(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
         )
 
 
-def _of_reports(unread: list[tuple[str, str]]) -> Iterator[Problem]:
+def _of_reports(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]]) -> Iterator[Problem]:
     for server_id, reason in unread:
         yield Problem(
             kind="unread",
             text=f"The report of the server {server_id} cannot be read: {reason}.",
             cure="It may run another version of django-mease: run the same in all processes.",
-            is_error=False,
+            is_error=not servers,
         )
 
 
 def _of_mixed(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
-    modules = sorted({server.settings for server in servers})
+    # While a new version takes over, the old one is another and stops.
+    staying = [server for server in servers if not server.is_draining]
+    modules = sorted({server.settings for server in staying})
     if len(modules) > 1:
         yield Problem(
             kind="mixed",
@@ -225,7 +280,7 @@ def _of_mixed(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
             "what the other publishes.",
             cure="Give each site and stage a MEASE_KEY_PREFIX of its own.",
         )
-    elif len({server.registry for server in servers if not server.is_draining}) > 1:
+    elif len({server.registry for server in staying}) > 1:
         yield Problem(
             kind="mixed",
             text="Servers run with different callbacks or routes.",
@@ -265,7 +320,7 @@ def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
             cure="Let them do less, or run more servers; the log names which.",
         )
     late = now - server.reported_at
-    if late > 3 * server.interval:
+    if late > LATE * server.interval:
         yield Problem(
             kind="late",
             text=f"{name} last reported {late:.0f} seconds ago.",

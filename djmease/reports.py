@@ -10,10 +10,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+NO_SENDER = "no sender is registered for this routing here"
+"""Why a server ran no sender of a message that is traced."""
+MAX_NUMBER = 1e18
+"""More than anything that is counted or timed; what is more could not be shown, and is refused."""
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -278,6 +282,17 @@ def read_server(report: bytes, callbacks: bytes) -> ServerReport:
     return read(ServerReport, said)
 
 
+def to_plain(value: Any) -> Any:
+    """Return reports, and what else is made of dataclasses, as what JSON can hold: their fields by name."""
+    if is_dataclass(value):
+        return {each.name: to_plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_plain(each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(each) for each in value]
+    return value
+
+
 def _merged(about: Any, counts: Any) -> dict[str, Any]:
     if not isinstance(about, dict) or not isinstance(counts, dict):
         raise ValueError("ServerReport.callbacks has something that is no callback")
@@ -289,11 +304,12 @@ Take = Callable[[Any], Any]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # No NaN is within bounds either.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _is_number(value)
 
 
 def _is_text(value: Any) -> bool:

@@ -24,6 +24,7 @@ from djmease.publishing import PublishError
 from djmease.registry import is_pattern
 from djmease.reporting import START_COMMAND, ClientsReport, Problem, Status, get_status, list_clients
 from djmease.reports import CallbackReport, ClientReport, MessageReport, RoutingReport, ServerReport
+from djmease.tracing import Trace, notes, verdict
 
 PARTS = ("top", "servers", "routes", "quiet", "callbacks", "messages", "clients", "published")
 """Each has a template of its own."""
@@ -44,8 +45,8 @@ class Wish:
     clients: bool = False
     """Whether the servers are asked for their clients."""
     search: str = ""
-    published: str | None = None
-    """The id of the test message whose fate is shown."""
+    published: Mapping[str, Any] | None = None
+    """What became of the test message that was published last, as ``outcome`` says it."""
     disconnect_url: str | None = None
     """Where connections are closed, for those who may."""
 
@@ -81,7 +82,7 @@ def parts_of(status: Status, wish: Wish) -> dict[str, Part]:
         "callbacks": lambda: {"rows": _rows(_others(status), status)},
         "messages": lambda: {"rows": [MessageRow.of(each, status.taken_at) for each in status.messages]},
         "clients": lambda: _clients(status, wish),
-        "published": lambda: {"id": wish.published, "row": _published(status, wish)},
+        "published": lambda: {"outcome": wish.published},
     }
     html = {name: _render(name, context()) for name, context in contexts.items()}
     html["quiet"] = _render_quiet(tuple(map(QuietRow.of, quiet)), bool(busy), get_language())
@@ -486,12 +487,27 @@ class MessageRow:
         )
 
 
-def _published(status: Status, wish: Wish) -> MessageRow | None:
-    """Return the test message, once a server has told of it."""
-    for message in status.messages:
-        if message.id == wish.published:
-            return MessageRow.of(message, status.taken_at)
-    return None
+def outcome(trace: Trace) -> dict[str, Any]:
+    """Return what became of a test message, as a session can keep it."""
+    return {
+        "id": trace.id,
+        "routing": trace.routing,
+        "verdict": verdict(trace),
+        "notes": list(notes(trace)),
+        "state": "bad" if not trace.written else "warn" if trace.failed or trace.silent else "good",
+        "senders": [
+            {
+                "server": f"{server.pid} · {server.host}",
+                "path": sender.path,
+                "handed": formats.count(sender.handed),
+                "reached": formats.count(sender.reached),
+                "seconds": formats.seconds(sender.seconds),
+                "error": sender.error,
+            }
+            for server in trace.servers
+            for sender in server.senders
+        ],
+    }
 
 
 # Clients

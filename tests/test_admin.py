@@ -24,7 +24,8 @@ import djmease
 from djmease import connections
 from djmease.reports import CallbackReport, RoutingReport
 from djmease.test import captured_messages
-from tests.made_reports import made_history, made_message, made_sender, made_server, write_report
+from tests import reported
+from tests.made_reports import flat_history, numbered_message, numbered_sender
 from tests.support import DEADLINE, ROOT, LiveServer, eventually
 
 PAGE = "/admin/djmease/status/"
@@ -111,10 +112,10 @@ def test_nothing_but_the_page_is_there(redis: str, browser_of_admin: Client) -> 
 
 
 def test_all_is_well(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(clients=1234, history=made_history(1234), callbacks=(made_sender(),)))
+    reported.put(reported.server(clients=1234, history=flat_history(1234), callbacks=(numbered_sender(),)))
     page = text_of(browser_of_admin.get(PAGE))
     assert "All is well" in page and 'data-state="good"' in page
-    assert "1,234" in page and "web-1" in page and "4711" in page and "ws://127.0.0.1:8001/" in page
+    assert "1,234" in page and "web1" in page and "4711" in page and "ws://127.0.0.1:8001/" in page
     assert page.count('<svg class="mease-plot"') == 5
 
 
@@ -138,8 +139,8 @@ def test_a_redis_that_is_not_set_is_one_of_the_problems(settings: Any, browser_o
 
 
 def test_what_wants_looking_at_is_yellow_and_each_problem_has_its_cure(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server("one", recent_errors=3))
-    write_report(made_server("two", is_draining=True))
+    reported.put(reported.server("one", recent_errors=3))
+    reported.put(reported.server("two", is_draining=True))
     page = text_of(browser_of_admin.get(PAGE))
     assert 'data-state="warn"' in page and "2 things want looking at" in page
     assert "Callbacks raised 3 times in the last minute" in page and "the log has their tracebacks" in page
@@ -147,7 +148,7 @@ def test_what_wants_looking_at_is_yellow_and_each_problem_has_its_cure(redis: st
 
 
 def test_a_deaf_server_is_red(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(trouble="it has heard nothing for 12 seconds"))
+    reported.put(reported.server(trouble="it has heard nothing for 12 seconds"))
     page = text_of(browser_of_admin.get(PAGE))
     assert 'data-state="bad"' in page and "it has heard nothing for 12 seconds" in page and "may not hear" in page
 
@@ -157,12 +158,12 @@ def test_a_deaf_server_is_red(redis: str, browser_of_admin: Client) -> None:
 
 def test_routes_that_raised_come_first_then_the_busiest_then_the_quiet(redis: str, browser_of_admin: Client) -> None:
     senders = (
-        made_sender(1),
-        made_sender(2, heard=5, calls=5),
-        made_sender(3, heard=9000, calls=9000, is_async=True),
-        made_sender(4, heard=1, calls=1, errors=1, last_error="ValueError: no", last_error_at=time.time() - 12),
+        numbered_sender(1),
+        numbered_sender(2, heard=5, calls=5),
+        numbered_sender(3, heard=9000, calls=9000, is_async=True),
+        numbered_sender(4, heard=1, calls=1, errors=1, last_error="ValueError: no", last_error_at=time.time() - 12),
     )
-    write_report(made_server(callbacks=senders))
+    reported.put(reported.server(callbacks=senders))
     parts = parts_of(browser_of_admin)
     busy, quiet = parts["routes"]["html"], parts["quiet"]["html"]
     assert [busy.index(f"shop.item.{number}<") for number in (4, 3, 2)] == sorted(
@@ -174,8 +175,8 @@ def test_routes_that_raised_come_first_then_the_busiest_then_the_quiet(redis: st
 
 
 def test_the_senders_of_a_route_stay_together_in_their_order(redis: str, browser_of_admin: Client) -> None:
-    first, second = (made_sender(number, routing="news", heard=3, calls=3) for number in (1, 2))
-    write_report(made_server(callbacks=(first, made_sender(9, heard=3, calls=3), second)))
+    first, second = (numbered_sender(number, routing="news", heard=3, calls=3) for number in (1, 2))
+    reported.put(reported.server(callbacks=(first, numbered_sender(9, heard=3, calls=3), second)))
     html = parts_of(browser_of_admin)["routes"]["html"]
     assert html.count("mease-repeated") == 1
     assert html.index("show_1") < html.index("show_2")
@@ -187,7 +188,7 @@ def test_receivers_openers_and_closers_are_listed(redis: str, browser_of_admin: 
         CallbackReport(kind=kind, path=f"chat.live.{kind}_of_chat", source=f"MEASE_{kind.upper()}S[0]", is_async=False)
         for kind in kinds
     )
-    write_report(made_server(callbacks=callbacks))
+    reported.put(reported.server(callbacks=callbacks))
     html = parts_of(browser_of_admin)["callbacks"]["html"]
     for kind in kinds:
         assert f"chat.live.{kind}_of_chat" in html and f"MEASE_{kind.upper()}S[0]" in html
@@ -199,15 +200,15 @@ def test_a_routing_without_a_sender_is_shown_with_what_was_perhaps_meant(
     settings.MEASE_ROUTES = {"chat.message": "djmease.senders.broadcast"}
     unrouted = RoutingReport(routing="chat.mesage", count=12, last_at=time.time() - 300)
     for server in ("one", "two"):
-        write_report(made_server(server, unrouted=(unrouted,)))
+        reported.put(reported.server(server, unrouted=(unrouted,)))
     html = parts_of(browser_of_admin)["routes"]["html"]
     assert html.count("<code>chat.mesage</code>") == 1
     assert "12 times, last 5 min ago" in html and "<code>chat.message</code>" in html
 
 
 def test_the_last_messages_are_shown(redis: str, browser_of_admin: Client) -> None:
-    messages = (made_message(1), made_message(2, errors=1, senders=("a.b", "c.d"), body='{"a": 1}'))
-    write_report(made_server(messages=messages))
+    messages = (numbered_message(1), numbered_message(2, errors=1, senders=("a.b", "c.d"), body='{"a": 1}'))
+    reported.put(reported.server(messages=messages))
     html = parts_of(browser_of_admin)["messages"]["html"]
     assert "shop.item.1" in html and "a.b" in html and "c.d" in html and "1 raised" in html and "120\xa0bytes" in html
     assert "{&quot;a&quot;: 1}" in html
@@ -218,7 +219,7 @@ def test_whatever_comes_from_outside_is_escaped(redis: str, browser_of_admin: Cl
     receiver = CallbackReport(
         kind="receiver", path=text, source=text, is_async=False, calls=1, errors=1, last_error=text, last_error_at=1.0
     )
-    server = made_server(
+    bad = reported.server(
         text,
         host=text,
         addresses=(text,),
@@ -229,17 +230,17 @@ def test_whatever_comes_from_outside_is_escaped(redis: str, browser_of_admin: Cl
         lost={text: 1},
         closed={text: 1},
         callbacks=(
-            made_sender(1, routing=text, path=text, source=text),
-            made_sender(2, routing=text + "2", path=text, source=text, calls=1, errors=1, last_error=text),
+            numbered_sender(1, routing=text, path=text, source=text),
+            numbered_sender(2, routing=text + "2", path=text, source=text, calls=1, errors=1, last_error=text),
             receiver,
         ),
         unrouted=(RoutingReport(routing=text, count=1, last_at=1.0),),
-        messages=(made_message(1, id=text, routing=text, senders=(text,), body=text),),
+        messages=(numbered_message(1, id=text, routing=text, senders=(text,), body=text),),
     )
-    write_report(server)
-    write_report(made_server("other", settings="another"))
+    reported.put(bad)
+    reported.put(reported.server("other", settings="another"))
     with answering([{"server": text, "total": 1, "clients": [client_fields(text)]}]):
-        page = text_of(browser_of_admin.get(PAGE, {"clients": "1", "search": text, "published": text, "routing": text}))
+        page = text_of(browser_of_admin.get(PAGE, {"clients": "1", "search": text, "routing": text}))
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 30
     assert "<script>alert" not in page
     with answering([{"server": text, "total": 1, "clients": [client_fields(text)]}] * 2):
@@ -295,7 +296,11 @@ class answering:  # noqa: N801 (it is used as a function)
 
 
 def test_only_the_parts_that_changed_are_sent_again(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(callbacks=(made_sender(1), made_sender(2, heard=1, calls=1)), messages=(made_message(),)))
+    reported.put(
+        reported.server(
+            callbacks=(numbered_sender(1), numbered_sender(2, heard=1, calls=1)), messages=(numbered_message(),)
+        )
+    )
     first = parts_of(browser_of_admin)
     assert set(first) == {"top", "servers", "routes", "quiet", "callbacks", "messages", "clients", "published"}
     versions = ",".join(f"{name}:{part['version']}" for name, part in first.items())
@@ -303,7 +308,11 @@ def test_only_the_parts_that_changed_are_sent_again(redis: str, browser_of_admin
     assert f"quiet:{first['quiet']['version']}" in page
     second = parts_of(browser_of_admin, versions)
     assert not {"quiet", "messages", "clients", "published", "callbacks"} & set(second)
-    write_report(made_server(clients=7, callbacks=(made_sender(1, heard=1, calls=1), made_sender(2, heard=1, calls=1))))
+    reported.put(
+        reported.server(
+            clients=7, callbacks=(numbered_sender(1, heard=1, calls=1), numbered_sender(2, heard=1, calls=1))
+        )
+    )
     third = parts_of(browser_of_admin, versions)
     assert {"servers", "routes", "quiet", "messages"} <= set(third)
     assert third["quiet"]["html"].strip() == ""
@@ -315,7 +324,7 @@ def test_nothing_is_cached(redis: str, browser_of_admin: Client) -> None:
 
 
 def test_servers_are_asked_for_clients_only_when_somebody_looks(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server())
+    reported.put(reported.server())
     listener = Redis.from_url(connections.connection_url()).pubsub()
     listener.subscribe(connections.control_channel())
     eventually(lambda: listener.get_message(timeout=1), "the subscription")
@@ -329,7 +338,7 @@ def test_servers_are_asked_for_clients_only_when_somebody_looks(redis: str, brow
 
 
 def test_three_hundred_clients_are_shown_and_how_many_there_are(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server())
+    reported.put(reported.server())
     clients = [client_fields("one", id=f"client-{number}") for number in range(300)]
     with answering([{"server": "one", "total": 5000, "clients": clients}]):
         html = parts_of(browser_of_admin, clients="1")["clients"]["html"]
@@ -338,9 +347,9 @@ def test_three_hundred_clients_are_shown_and_how_many_there_are(redis: str, brow
 
 
 def test_a_server_that_does_not_tell_its_clients_is_named(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server())
+    reported.put(reported.server())
     html = parts_of(browser_of_admin, clients="1")["clients"]["html"]
-    assert "No answer in time from: 4711 · web-1" in html
+    assert "No answer in time from: 4711 · web1" in html
 
 
 def test_a_thousand_routes_cost_a_bounded_number_of_commands_and_queries(
@@ -348,8 +357,8 @@ def test_a_thousand_routes_cost_a_bounded_number_of_commands_and_queries(
 ) -> None:
     def cost(servers: int, routes: int, clients: int) -> int:
         for number in range(servers):
-            callbacks = tuple(made_sender(each, heard=1, calls=1) for each in range(routes))
-            write_report(made_server(f"server-{number}", callbacks=callbacks))
+            callbacks = tuple(numbered_sender(each, heard=1, calls=1) for each in range(routes))
+            reported.put(reported.server(f"server-{number}", callbacks=callbacks))
         told = [client_fields("server-0", id=f"client-{number}") for number in range(clients)]
         with answering([{"server": f"server-{number}", "total": 1, "clients": told} for number in range(servers)]):
             before = commands()
@@ -374,7 +383,7 @@ def test_a_thousand_routes_cost_a_bounded_number_of_commands_and_queries(
 
 def test_disconnecting_is_asked_about_and_logged(redis: str) -> None:
     client = staff("view_status", "disconnect_client")
-    write_report(made_server("one"))
+    reported.put(reported.server("one"))
     mine, other = client_fields("one", id="abc", user="grace"), client_fields("one", id="abcd")
     with answering([{"server": "one", "total": 2, "clients": [mine, other]}]):
         page = text_of(client.get(f"{PAGE}disconnect/?client=abc"))
@@ -457,6 +466,8 @@ def test_a_test_message_is_published_and_logged(redis: str) -> None:
     assert (first.body, first.groups, first.users) == ("hello", None, None)
     assert (second.body, second.groups, second.users) == ({"a": [1]}, ("room.7",), (str(user.pk),))
     assert response["Location"] == f"{PAGE}?published={first.id}#publish"
+    assert second.id in text_of(client.get(f"{PAGE}?published={second.id}"))
+    assert "mease-result" not in text_of(client.get(f"{PAGE}?published={first.id}"))
     assert [str(entry.object_repr) for entry in LogEntry.objects.order_by("pk")] == [
         f"Message {first.id} on news",
         f"Message {second.id} on news",
@@ -496,8 +507,32 @@ def test_a_redis_that_does_not_take_the_test_message_is_told(settings: Any, brow
     assert LogEntry.objects.count() == 0
 
 
+@pytest.mark.usefixtures("routes")
+def test_a_test_message_that_nobody_hears_is_said_to_stop(redis: str, browser_of_admin: Client) -> None:
+    page = text_of(browser_of_admin.get(publish(browser_of_admin)["Location"]))
+    result = page.split("mease-result mease-is-bad")[1].split("</strong>")[0]
+    assert "It stops behind Redis: no WebSocket server runs" in result
+
+
+def test_what_each_sender_did_with_a_test_message_is_shown(
+    start_server: StartServer, browser_of_admin: Client, settings: Any
+) -> None:
+    settings.MEASE_ROUTES = {"news": ["djmease.senders.broadcast", "tests.test_admin.fail"]}
+    server = start_server()
+    server.connect(), server.connect()
+    page = text_of(browser_of_admin.get(publish(browser_of_admin)["Location"]))
+    result = page.split("mease-result mease-is-warn")[1].split("</table>")[0]
+    assert "It arrives: written to 2 clients." in result
+    assert "djmease.senders.broadcast" in result and "RuntimeError: &lt;b&gt;broken" in result
+    assert "<b>broken" not in result
+
+
+def fail(message: Any) -> None:
+    raise RuntimeError("<b>broken")
+
+
 def test_the_form_knows_the_routings(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(callbacks=(made_sender(1), made_sender(2, routing="pattern.*"))))
+    reported.put(reported.server(callbacks=(numbered_sender(1), numbered_sender(2, routing="pattern.*"))))
     page = text_of(browser_of_admin.get(PAGE))
     options = page.split('<datalist id="mease-routings">')[1].split("</datalist>")[0]
     assert "shop.item.1" in options and "pattern" not in options
@@ -559,21 +594,21 @@ def test_the_permissions_are_made_and_no_table() -> None:
 
 
 def test_it_works_from_right_to_left_and_without_time_zones(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(callbacks=(made_sender(heard=1200, calls=1),), messages=(made_message(),)))
+    reported.put(reported.server(callbacks=(numbered_sender(heard=1200, calls=1),), messages=(numbered_message(),)))
     with override_settings(LANGUAGE_CODE="ar", USE_TZ=False):
         page = text_of(browser_of_admin.get(PAGE))
     assert 'dir="rtl"' in page
 
 
 def test_numbers_are_written_as_the_language_of_the_reader_has_them(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(clients=1234, lag_p99=0.0015))
+    reported.put(reported.server(clients=1234, lag_p99=0.0015))
     with override_settings(LANGUAGE_CODE="de"):
         html = parts_of(browser_of_admin)["top"]["html"]
     assert "1.234" in html and "1,5 ms" in html
 
 
 def test_nothing_in_the_page_is_inline_or_from_another_host(redis: str, browser_of_admin: Client) -> None:
-    write_report(made_server(history=made_history()))
+    reported.put(reported.server(history=flat_history()))
     page = text_of(browser_of_admin.get(PAGE))
     ours = page.split('id="mease"')[1].split("</main>")[0]
     for inline in ("<style", "<script", " style=", " onclick", "http://", "https://", "javascript:"):

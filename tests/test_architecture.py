@@ -20,13 +20,14 @@ PACKAGE = ROOT / "djmease"
 
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
-    {"conf", "types", "models", "formats", "plots"},
+    {"conf", "types", "tables", "models", "formats", "plots"},
     {"registry", "messages", "embedded", "identities", "reports"},
     {"connections", "loader"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
-    {"checks", "test", "__init__", "forms", "status_page"},
-    {"apps", "pytest_plugin", "admin"},
+    {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
+    {"apps", "pytest_plugin", "trace_text", "forms", "status_page"},
+    {"admin"},
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},

@@ -57,6 +57,37 @@ def ear(redis: str, valkey: EmbeddedValkey) -> Iterator[Ear]:
         yield Ear(pubsub, redis)
 
 
+def test_publish_now_tells_how_many_heard_it_and_warns_of_nothing(ear: Ear, log_of: Log) -> None:
+    sent = publishing.publish_now("news", {"a": 1}, group="room", user=7, trace="f00d")
+    assert sent.heard == 1
+    message = ear.hear()
+    assert message is not None
+    assert (message.id, message.body, message.trace) == (sent.id, {"a": 1}, "f00d")
+    assert (message.groups, message.users) == (("room",), ("7",))
+    ear._pubsub.punsubscribe()
+    ear.next_reply()
+    assert publishing.publish_now("news", "x").heard == 0
+    assert log_of() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_publish_now_waits_for_no_commit(ear: Ear) -> None:
+    with transaction.atomic():
+        publishing.publish_now("news", "x")
+        assert ear.hear() is not None
+
+
+def test_publish_now_refuses_what_publish_does(ear: Ear) -> None:
+    with pytest.raises(djmease.UnknownRouting):
+        publishing.publish_now("newz", "x")
+
+    async def on_a_loop() -> None:
+        publishing.publish_now("news", "x")
+
+    with pytest.raises(SynchronousOnlyOperation):
+        asyncio.run(on_a_loop())
+
+
 def test_what_is_published_is_on_its_channel_with_its_id(ear: Ear) -> None:
     before = time.time()
     message_id = djmease.publish("news", {"text": "Hello world !"})

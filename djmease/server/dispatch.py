@@ -25,6 +25,7 @@ from tornado.httputil import HTTPServerRequest
 from djmease.identities import TURNED_AWAY, Identity, reread
 from djmease.messages import Message
 from djmease.registry import Callback, Received, Registry, Rule
+from djmease.reports import NO_SENDER
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints
@@ -342,7 +343,7 @@ class Dispatch:
         if not tallies:
             self._tallies.unheard(routing)
             traffic_logger.info("%s %s: no sender", routing, message.id)
-            self._tell(message, None, [], "no sender is registered for this routing here")
+            self._tell(message, None, [], NO_SENDER)
             return
         record = self._tallies.heard(message, tallies)
         each = CALL_SIZE + message.size

@@ -1,0 +1,37 @@
+"""What the commands that tell of something share: a terminal's width and colours, and a text that it can show."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.core.management.color import Style, no_style
+
+SIZE = (120, 24)
+"""Columns and lines where no terminal says how many it has, and COLUMNS does not either."""
+
+
+class TerminalCommand(BaseCommand):
+    """A command that runs with faulty settings too, since it is asked what is wrong."""
+
+    requires_system_checks: list[str] = []
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        self._is_painted = bool(options.get("force_color"))
+        return super().execute(*args, **options)
+
+    @property
+    def width(self) -> int:
+        return shutil.get_terminal_size(SIZE).columns
+
+    @property
+    def palette(self) -> Style:
+        """The colours of Django, and none for another output than the terminal by which Django chose them."""
+        return self.style if self._is_painted or self.stdout.isatty() else no_style()
+
+    def say(self, text: str, ending: str = "\n") -> None:
+        """Write a text, with a question mark for what the output's encoding does not have."""
+        encoding = getattr(self.stdout, "encoding", None) or "utf-8"
+        self.stdout.write(text.encode(encoding, "replace").decode(encoding), ending=ending)
+        self.stdout.flush()
