@@ -39,6 +39,8 @@ def seconds(value: float | None) -> str:
     if value >= 1:
         return _("%s s") % (round(value) if value >= 10 or isinstance(value, int) else _decimal(value))
     milliseconds = value * 1000
+    if 0 < milliseconds < 0.1:
+        return _("%s ms") % f"<{_decimal(0.1)}"
     return _("%s ms") % (round(milliseconds) if milliseconds >= 10 or not value else _decimal(milliseconds))
 
 

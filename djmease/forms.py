@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from redis.exceptions import RedisError
 
 from djmease import connections, messages, reporting
-from djmease.publishing import PublishError, UnknownRouting, publish_now
+from djmease.publishing import PublishError, UnknownRouting, check_routing, publish_now
 from djmease.reports import MessageTrace, read
 from djmease.tracing import Trace
 
@@ -44,7 +44,7 @@ class PublishForm(forms.Form):
 
     def clean_routing(self) -> str:
         routing: str = self.cleaned_data["routing"]
-        _check(messages.check_routing, routing)
+        _check(check_routing, routing)
         return routing
 
     def clean_group(self) -> str | None:
@@ -76,8 +76,6 @@ class PublishForm(forms.Form):
         """Publish what was filled in and return what became of it, or add an error and return ``None``."""
         try:
             return self._publish()
-        except UnknownRouting as error:
-            self.add_error("routing", str(error))
         except PublishError as error:
             self.add_error(None, str(error))
         except (TypeError, ValueError) as error:
@@ -116,5 +114,5 @@ def _told(token: str, expected: int) -> tuple[MessageTrace, ...]:
 def _check(rule: Any, value: str) -> None:
     try:
         rule(value)
-    except ValueError as error:
+    except (ValueError, UnknownRouting) as error:
         raise ValidationError(str(error)) from None

@@ -19,8 +19,8 @@ def sparkline(values: Sequence[float], *, length: int, floor: float = 0.0) -> Sa
     """
     if not values:
         return mark_safe(_svg(""))
-    top = max(*values, floor) if len(values) > 1 else max(values[0], floor)
-    points = _points(values[-length:], length, top or 1.0)
+    shown = values[-length:]
+    points = _points(shown, length, max([*shown, floor]) or 1.0)
     line = " ".join(f"{x:g},{y:g}" for x, y in points)
     first, last = points[0], points[-1]
     area = f"{first[0]:g},{HEIGHT} {line} {last[0]:g},{HEIGHT}"
