@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -58,6 +60,7 @@ class SampleSite:
     """The sample site with two WebSocket servers, on ports and in a directory of its own."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self.port = free_port()
         (home / "screenshot_settings.py").write_text(SETTINGS)
         self.environment = {
@@ -125,17 +128,24 @@ class Crowd(threading.Thread):
     async def _meet(self) -> None:
         async with AsyncExitStack() as door:
             people: list[ClientConnection] = []
+            known: list[ClientConnection] = []
             began = time.monotonic()
             while not self.is_over.is_set():
                 if len(people) < self.size and random.random() < 0.25:
-                    people.append(await self._enter(door, len(people)))
+                    name = self._who(len(people))
+                    people.append(await self._enter(door, len(people), name))
+                    known.extend(people[-1:] if name else ())
                 if people:
-                    await self._talk(people)
+                    await self._talk(people, known)
                 # More is said at some times than at others.
                 await asyncio.sleep(0.03 + 0.08 * random.random() * (1 + (time.monotonic() - began) // 15 % 3))
 
-    async def _enter(self, door: AsyncExitStack, number: int) -> ClientConnection:
-        name = USERS[number // 2] if number % 2 == 0 and number // 2 < len(USERS) else None
+    def _who(self, number: int) -> str | None:
+        # Those who have logged in come last, so that they are at the top of the list.
+        left = self.size - 1 - number
+        return USERS[left // 2] if left % 2 and left // 2 < len(USERS) else None
+
+    async def _enter(self, door: AsyncExitStack, number: int, name: str | None) -> ClientConnection:
         connection = await door.enter_async_context(
             connect(
                 f"ws://127.0.0.1:{self.site.ports[number % 2]}/?room={ROOMS[number % len(ROOMS)]}",
@@ -148,10 +158,10 @@ class Crowd(threading.Thread):
         door.callback(task.cancel)
         return connection
 
-    async def _talk(self, people: list[ClientConnection]) -> None:
-        if random.random() < 0.05:
+    async def _talk(self, people: list[ClientConnection], known: list[ClientConnection]) -> None:
+        if known and random.random() < 0.1:
             frame = {"type": "chat.whisper", "to": random.choice(USERS), "text": "psst"}
-            await people[0].send(json.dumps(frame))
+            await random.choice(known).send(json.dumps(frame))
         else:
             frame = {"type": "chat.say", "who": random.choice(USERS).title(), "text": random.choice(SAID)}
             await random.choice(people).send(json.dumps(frame))
@@ -172,6 +182,7 @@ def busy_site(size: int) -> Iterator[SampleSite]:
         crowd = Crowd(site, size)
         crowd.start()
         yield site
+        assert crowd.is_alive(), "the crowd has left"
         crowd.is_over.set()
         crowd.join(10)
     finally:
@@ -181,19 +192,35 @@ def busy_site(size: int) -> Iterator[SampleSite]:
 
 def take(window: Window, site: SampleSite, folder: Path) -> None:
     for name, width, height, colours, query, top in SHOTS:
-        driver = window.driver
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        driver.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": colours}]}
-        )
+        show_at(window, width, height, colours)
         window.load(f"{site.address}{PAGE}{query}")
         window.wait_for("document.querySelector('[data-state=good]') !== null")
         if top:
             window.run("document.getElementById(arguments[0]).closest('section').scrollIntoView()", top)
-        driver.save_screenshot(str(folder / f"{name}.png"))
+        window.driver.save_screenshot(str(folder / f"{name}.png"))
+    take_red(window, site, folder)
+
+
+def take_red(window: Window, site: SampleSite, folder: Path) -> None:
+    """Take what the page says when Redis hangs."""
+    show_at(window, 1280, 480, "light")
+    window.load(f"{site.address}{PAGE}")
+    pid = int((site.home / "valkey" / "valkey.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        window.wait_for("document.querySelector('[data-state=bad]') !== null")
+        window.driver.save_screenshot(str(folder / "status-red.png"))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def show_at(window: Window, width: int, height: int, colours: str) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    # Nothing is to be taken in the middle of its changing.
+    features = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}
+    media = [{"name": name, "value": value} for name, value in features.items()]
+    window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
 
 
 def main() -> None:
