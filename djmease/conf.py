@@ -14,6 +14,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     RECEIVERS: list[Any] = []
     OPENERS: list[Any] = []
     CLOSERS: list[Any] = []
+    # Groups that clients may join by themselves: {group or pattern: True, or options as those of receivers}.
+    GROUPS: dict[str, Any] = {}
     # Import the mease_registry module of each installed app.
     AUTODISCOVER = True
     # publish() refuses a routing for which no sender is registered.
@@ -66,6 +68,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     MAX_CONNECTIONS: int | None = 20_000
     MAX_CONNECTIONS_PER_USER: int | None = 100
     MAX_CONNECTIONS_PER_ADDRESS: int | None = 1_000
+    # Groups that one client may be in because it joined them by itself.
+    MAX_GROUPS = 100
     # Bytes of the headers of a handshake.
     MAX_HEADER_SIZE = 16 * 1024
     # Offer permessage-deflate to the clients that ask for it.
@@ -80,6 +84,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     REPORT_INTERVAL: float | None = 2
     # Show the beginning of the last messages in the reports.
     REPORT_BODIES = False
+    # Addresses or networks that may ask for /metrics; 'unix' is who comes by a Unix socket.
+    METRICS_ALLOW = ["127.0.0.1", "::1"]
 
     class Meta:
         prefix = "mease"

@@ -131,6 +131,16 @@ def channel_prefix() -> str:
     return f"{settings.MEASE_KEY_PREFIX}:"
 
 
+def group_prefix() -> str:
+    """Return what stands before the group in the name of the channel of what is published to it."""
+    return f"{settings.MEASE_KEY_PREFIX}.group:"
+
+
+def user_prefix() -> str:
+    """Return what stands before the user's primary key, which is quoted, in the name of the user's channel."""
+    return f"{settings.MEASE_KEY_PREFIX}.user:"
+
+
 def heartbeat_channel() -> str:
     """Return the channel of the servers' heartbeats, which the pattern of what is published does not match."""
     return f"{settings.MEASE_KEY_PREFIX}.heartbeat"

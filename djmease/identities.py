@@ -49,25 +49,38 @@ TICKET_SUBPROTOCOL = "mease.ticket"
 
 def nobody() -> Identity:
     """Return what a stranger has: ``AnonymousUser`` and an empty session, each ``None`` where the site has no such."""
-    return Identity(user=_anonymous(), session=_session(None))
+    return Identity(user=_anonymous(), session=open_session(None))
 
 
 def of_user(user: Any) -> Identity:
     """Return the identity of a user that comes without a session."""
-    return Identity(user=user, session=_session(None), auth_hash=auth_hash(user))
+    return Identity(user=user, session=open_session(None), auth_hash=auth_hash(user))
 
 
 def of_session(session_key: str | None) -> Identity:
-    """Read a session and its user with Django's own engine and backends; it blocks."""
-    session = _session(session_key)
-    user = _user(session)
-    if session is None or session_key is None:
+    """Read a session and its user with Django's own engine and backends; it blocks, and writes nothing."""
+    session = open_session(session_key)
+    reader = _Reader(session)
+    user = _user(reader)
+    if reader.is_refused:
+        return nobody()
+    return Identity(user=user, session=session) if session_key is None else of_loaded_session(session, user)
+
+
+def of_loaded_session(session: Any, user: Any) -> Identity:
+    """Return the identity of a session that has been read, and of its user."""
+    if session is None or session.session_key is None:  # There is none with this key, as showed when it was read.
         return Identity(user=user, session=session)
     # Django knows of some engines only how long a session lasts from now; until then it is read again anyway.
     expires_at = session.get_expiry_date().timestamp()
-    if session.session_key is None:  # There is none with this key, as has shown when it was read.
-        return Identity(user=user, session=session)
     return Identity(user=user, session=session, expires_at=expires_at, session_hash=session_hash(session.session_key))
+
+
+def open_session(session_key: str | None) -> Any:
+    """Return the site's session with this key, not read yet; ``None`` where the site has no sessions."""
+    if not apps.is_installed("django.contrib.sessions"):
+        return None
+    return importlib.import_module(settings.SESSION_ENGINE).SessionStore(session_key)
 
 
 def reread(identity: Identity) -> Identity:
@@ -81,7 +94,7 @@ def reread(identity: Identity) -> Identity:
         return of_session(session_key)
     if identity.expires_at is not None and identity.expires_at <= time.time():
         return nobody()
-    if identity.key is None or not _is_of_the_model(identity.user):
+    if identity.key is None or not is_of_the_model(identity.user):
         return replace(identity, read_at=time.monotonic())
     user = load_user(identity.user.pk)
     if user is None or identity.auth_hash not in (None, auth_hash(user)):
@@ -114,21 +127,41 @@ def is_authenticated(user: Any) -> bool:
     return bool(getattr(user, "is_authenticated", False))
 
 
-def _is_of_the_model(user: Any) -> bool:
+def is_of_the_model(user: Any) -> bool:
+    """Tell whether a user is of the site's own model, and can be read again by its key."""
     return apps.is_installed("django.contrib.auth") and isinstance(user, auth.get_user_model())
 
 
-def _session(session_key: str | None) -> Any:
-    if not apps.is_installed("django.contrib.sessions"):
-        return None
-    return importlib.import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+class _Reader:
+    """A session as Django reads a user from it, without what Django writes.
+
+    Under a new ``SECRET_KEY`` it would give the session another key, and the browser, which a handshake hands no
+    cookie, would have lost its login. A session with the wrong hash it would delete, which the site does as well.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.is_refused = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._session[name]
+
+    def __setitem__(self, name: str, value: Any) -> None: ...
+
+    def cycle_key(self) -> None: ...
+
+    def flush(self) -> None:
+        self.is_refused = True
 
 
-def _user(session: Any) -> Any:
-    if session is None or session.session_key is None or not apps.is_installed("django.contrib.auth"):
+def _user(reader: _Reader) -> Any:
+    if getattr(reader, "session_key", None) is None or not apps.is_installed("django.contrib.auth"):
         return _anonymous()
     # get_user reads nothing of a request but its session, and checks the hash of the password in it.
-    return auth.get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
+    return auth.get_user(SimpleNamespace(session=reader))  # type: ignore[arg-type]
 
 
 def _anonymous() -> Any:

@@ -22,6 +22,7 @@ from djmease.messages import NAME_RULE, RESERVED_PREFIX, is_valid_name
 from djmease.registry import (
     Callback,
     Declaration,
+    GroupRule,
     Kind,
     Registry,
     Route,
@@ -84,7 +85,13 @@ def load() -> Loaded:
     def of(kind: Kind) -> tuple[Callback, ...]:
         return unique(callback for _, callback in resolved if callback and callback.kind == kind)
 
-    registry = Registry(routes=routes, receivers=of("receiver"), openers=of("opener"), closers=of("closer"))
+    registry = Registry(
+        routes=routes,
+        receivers=of("receiver"),
+        openers=of("opener"),
+        closers=of("closer"),
+        groups=_group_rules(faults),
+    )
     return Loaded(registry=registry, faults=tuple(faults))
 
 
@@ -198,15 +205,16 @@ def _fault_of_authenticator(place: str, path: Any, function: Any) -> Fault | Non
     if is_async_callable(function):
         message = f"{place}: {path} is an async def, and authenticators run in a thread."
         return Fault(id="djmease.E011", message=message, hint="Declare it with def; it may block and use the ORM.")
-    if not _takes_one(function):
+    if not _takes(function, 1):
         message = f"{place}: {path} cannot be called with the request alone."
         return Fault(id="djmease.E006", message=message, hint="An authenticator takes one argument, the request.")
     return None
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], count: int, *names: str) -> bool:
+    """Tell whether a function can be called with so many arguments by position, and those by name."""
     try:
-        inspect.signature(function).bind(None)
+        inspect.signature(function).bind(*[None] * count, **dict.fromkeys(names))
     except TypeError:
         return False
     except ValueError:  # Some of what is written in C does not say what it takes.
@@ -309,6 +317,50 @@ def _wrong_type(place: str, value: Any, expected: str) -> Fault:
     )
 
 
+# Which groups clients may join by themselves
+
+
+GROUP_OPTIONS = ("login_required", "permission_required", "user_passes_test")
+
+
+def _group_rules(faults: list[Fault]) -> Iterator[GroupRule]:
+    groups = settings.MEASE_GROUPS
+    if not isinstance(groups, dict):
+        faults.append(_wrong_type("MEASE_GROUPS", groups, "a dict of groups or patterns to True, or to options"))
+        return
+    for pattern, value in groups.items():
+        place = f"MEASE_GROUPS[{pattern!r}]"
+        if _check_pattern(pattern, place, faults, "group"):
+            rule = _group_rule(place, pattern, value, faults)
+            if rule is not None:
+                yield rule
+
+
+def _group_rule(place: str, pattern: str, value: Any, faults: list[Fault]) -> GroupRule | None:
+    """Return the rule of one entry; one with a fault lets nobody join."""
+    if isinstance(value, bool):
+        return GroupRule(pattern=pattern, source=place, may_be_joined=value)
+    if not isinstance(value, dict):
+        faults.append(_wrong_type(place, value, "True, False, or a dict with options such as 'LOGIN_REQUIRED'"))
+        return None
+    before = len(faults)
+    for name in value:
+        if not isinstance(name, str) or name != name.upper() or name.lower() not in GROUP_OPTIONS:
+            hint = f"Its options are: {', '.join(map(str.upper, GROUP_OPTIONS))}."
+            faults.append(Fault(id="djmease.E003", message=f"{place} has an unknown option {name!r}.", hint=hint))
+    options = {name.lower(): each for name, each in value.items() if isinstance(name, str)}
+    rule = _Options(place, options, faults).rule()
+    test = None if rule is None else rule.test
+    takes_group = test is not None and _takes(test, 1, "group")
+    if test is not None and not takes_group and not _takes(test, 1):
+        message = f"{place}: {path_of(test)} cannot be called with a user, nor with a user and a group."
+        hint = "A test takes the user, and the group's name if it has a parameter of the name 'group'."
+        faults.append(Fault(id="djmease.E006", message=message, hint=hint))
+    if len(faults) > before:
+        return None
+    return GroupRule(pattern=pattern, source=place, rule=rule, test_takes_group=takes_group)
+
+
 # From a declaration to a callback
 
 
@@ -402,38 +454,50 @@ HEARING = ("json", "type", "login_required", "permission_required", "user_passes
 def _hearing(declaration: Declaration, options: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
     """Return the fields of a ``Callback`` that say what a receiver hears, and of whom."""
 
-    def wrong(name: str, expected: str) -> None:
-        place = f"{declaration.source}: the option {name!r}"
-        faults.append(_wrong_type(place, options[name], expected))
+    given = _Options(declaration.source, options, faults)
+    types = given.texts("type", bool, "a type or pattern as a string, for example 'chat.say', or a list of them")
+    wants_json = given.flag("json")
+    return {"wants_json": wants_json or bool(types), "types": types, "rule": given.rule()}
 
-    def flag(name: str) -> bool:
-        value = options.get(name, False)
+
+class _Options:
+    """Options by lower-case names, and the faults of those that are not as they should be."""
+
+    def __init__(self, source: str, given: dict[str, Any], faults: list[Fault]) -> None:
+        self._source = source
+        self._given = given
+        self._faults = faults
+
+    def _wrong(self, name: str, expected: str) -> None:
+        place = f"{self._source}: the option {name!r}"
+        self._faults.append(_wrong_type(place, self._given[name], expected))
+
+    def flag(self, name: str) -> bool:
+        value = self._given.get(name, False)
         if not isinstance(value, bool):
-            wrong(name, "True or False")
+            self._wrong(name, "True or False")
         return value is True
 
-    def texts(name: str, is_good: Callable[[str], bool], expected: str) -> tuple[str, ...]:
-        value = options.get(name)
+    def texts(self, name: str, is_good: Callable[[str], bool], expected: str) -> tuple[str, ...]:
+        value = self._given.get(name)
         listed = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(listed, (list, tuple, set, frozenset)) or not all(
             isinstance(text, str) and is_good(text) for text in listed
         ):
-            wrong(name, expected)
+            self._wrong(name, expected)
             return ()
         return tuple(listed)
 
-    types = texts("type", bool, "a type or pattern as a string, for example 'chat.say', or a list of them")
-    permissions = texts(
-        "permission_required", _is_permission, "a permission, for example 'chat.add_message', or a list of them"
-    )
-    login_required, wants_json = flag("login_required"), flag("json")
-    test = _test_of(declaration, options.get("user_passes_test"), faults)
-    has_rule = login_required or permissions or test is not None
-    return {
-        "wants_json": wants_json or bool(types),
-        "types": types,
-        "rule": Rule(login_required=login_required, permissions=permissions, test=test) if has_rule else None,
-    }
+    def rule(self) -> Rule | None:
+        """Return what is asked of a user, ``None`` where nothing is."""
+        permissions = self.texts(
+            "permission_required", _is_permission, "a permission, for example 'chat.add_message', or a list of them"
+        )
+        login_required = self.flag("login_required")
+        test = _test_of(self._source, self._given.get("user_passes_test"), self._faults)
+        if not (login_required or permissions or test is not None):
+            return None
+        return Rule(login_required=login_required, permissions=permissions, test=test)
 
 
 def _is_permission(text: str) -> bool:
@@ -441,17 +505,17 @@ def _is_permission(text: str) -> bool:
     return bool(app and dot and name)
 
 
-def _test_of(declaration: Declaration, test: Any, faults: list[Fault]) -> Callable[[Any], Any] | None:
+def _test_of(source: str, test: Any, faults: list[Fault]) -> Callable[..., Any] | None:
     if isinstance(test, str):
         try:
             test = import_path(test)
         except ImportError as error:
-            faults.append(Fault(id="djmease.E002", message=f"{declaration.source}: {error}", hint=_IMPORT_HINT))
+            faults.append(Fault(id="djmease.E002", message=f"{source}: {error}", hint=_IMPORT_HINT))
             return None
     if test is not None and not callable(test):
         faults.append(
             _wrong_type(
-                f"{declaration.source}: the option 'user_passes_test'",
+                f"{source}: the option 'user_passes_test'",
                 test,
                 "a function that takes a user, or its dotted path",
             )
@@ -495,14 +559,14 @@ def _checked_patterns(declaration: Declaration, faults: list[Fault]) -> Iterator
             yield pattern
 
 
-def _check_pattern(pattern: Any, place: str, faults: list[Fault]) -> bool:
-    """Tell whether some routing can match the pattern, and report the fault where none can."""
+def _check_pattern(pattern: Any, place: str, faults: list[Fault], what: str = "routing") -> bool:
+    """Tell whether some name can match the pattern, and report the fault where none can."""
     name = pattern.replace("*", "").replace("?", "x") if isinstance(pattern, str) else pattern
     reserved = isinstance(pattern, str) and pattern.startswith(RESERVED_PREFIX)
     if pattern and (is_valid_name(name) or name == "") and not reserved:
         return True
     reason = f"begins with {RESERVED_PREFIX!r}, which is reserved" if reserved else f"should have {NAME_RULE}"
-    what = "pattern" if isinstance(pattern, str) and is_pattern(pattern) else "routing"
+    what = "pattern" if isinstance(pattern, str) and is_pattern(pattern) else what
     faults.append(
         Fault(
             id="djmease.E007",

@@ -112,9 +112,10 @@ def encode(
     groups: Iterable[str] | None = None,
     users: Iterable[str] | None = None,
     trace: str | None = None,
+    routing: str | None = None,
 ) -> bytes:
-    """Return the payload for Redis."""
-    fields = b""
+    """Return the payload for Redis; the ``routing`` is in it where the channel does not say it."""
+    fields = b"" if routing is None else b" routing=%b" % routing.encode()
     if groups is not None:
         fields += b" group=%b" % ",".join(groups).encode()
     if users is not None:
@@ -125,12 +126,15 @@ def encode(
     return b"\x00mease1 %b %b %.6f%b\n%b" % (kind, message_id.encode(), published_at, fields, body)
 
 
-def decode(routing: str, payload: bytes) -> Message:
-    """Return the message that a payload holds, or raise ``ValueError`` with the reason for which it is refused."""
-    if not is_valid_name(routing):
-        raise ValueError(f"the routing is not a valid name: it should have {NAME_RULE}")
+def decode(routing: str | None, payload: bytes) -> Message:
+    """Return the message that a payload holds, or raise ``ValueError`` with the reason for which it is refused.
+
+    Without a ``routing`` the payload must say it, as it does on the channels of groups and users.
+    """
     if not payload.startswith(MAGIC):
-        return _plain_text(routing, payload)
+        if routing is None:
+            raise ValueError("a channel of a group or user takes envelopes only, which name the routing")
+        return _plain_text(_checked(routing), payload)
     header, newline, body = payload.partition(b"\n")
     version, *fields = header[len(MAGIC) :].split(b" ")
     if version != VERSION:
@@ -140,27 +144,40 @@ def decode(routing: str, payload: bytes) -> Message:
     kind, message_id, published_at = fields[:3]
     if not _is_id(message_id):
         raise ValueError(f"{message_id[:20]!r} is not an id")
+    more = _decode_fields(fields[3:]) if len(fields) > 3 else {}
+    said = more.pop("routing", None)
     return Message(
-        routing=routing,
+        routing=_checked(said if routing is None else routing),
         body=_decode_body(kind, body),
         id=message_id.decode(),
         published_at=float(published_at),
         size=len(body),
-        **(_decode_targets(fields[3:]) if len(fields) > 3 else {}),
+        **more,
     )
 
 
-def _decode_targets(fields: list[bytes]) -> dict[str, Any]:
-    targets: dict[str, Any] = {}
+def _checked(routing: str | None) -> str:
+    if not is_valid_name(routing):
+        raise ValueError(f"the routing is not a valid name: it should have {NAME_RULE}")
+    return str(routing)
+
+
+def _decode_fields(fields: list[bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.decode().partition("=")
         if key == "group":
-            targets["groups"] = tuple(value.split(","))
+            found["groups"] = tuple(value.split(","))
         elif key == "user":
-            targets["users"] = tuple(unquote(user) for user in value.split(","))
-        elif key == "trace":
-            targets["trace"] = value
-    return targets
+            found["users"] = tuple(unquote(user) for user in value.split(","))
+        elif key in ("trace", "routing"):
+            found[key] = value
+    return found
+
+
+def user_channel(prefix: str, key: str) -> str:
+    """Return the name of the channel of a user's primary key, which may be any text."""
+    return prefix + quote(key, safe="")
 
 
 def _decode_body(kind: bytes, body: bytes) -> Any:

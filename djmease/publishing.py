@@ -27,6 +27,8 @@ CONNECT_DEADLINE = 1.0
 """Seconds in all for which a publish tries to connect."""
 CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
+MAX_CHANNELS = 100
+"""Groups or users, with more of whom a message goes by the channel that every server hears."""
 
 Outlet = Callable[[Message], None]
 captures: list[Outlet] = []
@@ -75,7 +77,11 @@ class Publication:
 
     id: str
     heard: int | None
-    """To how many servers Redis handed it; ``None`` where ``djmease.test`` has taken it instead."""
+    """How often Redis handed it to a server, on all channels; ``None`` where ``djmease.test`` has taken it instead."""
+    channels: tuple[str, ...]
+    """Where it was published: on that of its routing, which all servers hear, or on those of groups or users."""
+    is_for_all: bool
+    """Whether all servers hear it; else those that have clients whom it may be for."""
 
 
 def publish(
@@ -137,17 +143,21 @@ def publish_now(
     user: Any = None,
     trace: str | None = None,
 ) -> Publication:
-    """Publish at once, also inside a transaction, and return how many servers heard it, whom nothing warns of none.
+    """Publish at once, also inside a transaction, and return who heard it; that nobody did is not logged.
 
-    With a token as ``trace`` each server answers it, as ``reporting.answers`` reads, with what became of the message.
-    Raises what ``publish`` does.
+    With a token as ``trace`` each server that heard it answers, as ``reporting.answers`` reads, with what became of
+    the message; it goes by one channel then, that of its routing where it is for several groups or users. Raises what
+    ``publish`` does.
     """
     refuse_event_loop("publish", "apublish")
-    message_id, payload = _encode(routing, message, group=group, user=user, trace=trace)
+    outgoing = _encode(routing, message, group=group, user=user, trace=trace)
     if captures:
-        _hand_over(captures, routing, payload)
-        return Publication(id=message_id, heard=None)
-    return Publication(id=message_id, heard=_hand_to_redis(routing, payload))
+        _hand_over(captures, outgoing)
+        heard = None
+    else:
+        heard = _hand_to_redis(outgoing)
+    is_for_all = outgoing.channels is None
+    return Publication(id=outgoing.id, heard=heard, channels=tuple(outgoing.all_channels), is_for_all=is_for_all)
 
 
 def publish_control(order: dict[str, Any]) -> bool:
@@ -187,7 +197,7 @@ def _send_control(payload: str) -> None:
         if _is_idle():
             return
         raise
-    _exchange(pool, connection, connections.control_channel(), payload)
+    _exchange(pool, connection, [connections.control_channel()], payload)
 
 
 def refuse_event_loop(name: str, asynchronous: str) -> None:
@@ -211,43 +221,84 @@ def _publish(
     on_commit: bool,
     fail_silently: bool,
 ) -> str:
-    message_id, payload = _encode(routing, message, group=group, user=user)
+    outgoing = _encode(routing, message, group=group, user=user)
     if captures:
-        _hand_over(captures, routing, payload)
-        return message_id
+        _hand_over(captures, outgoing)
+        return outgoing.id
     if on_commit and transaction.get_connection(using).in_atomic_block:
-        transaction.on_commit(lambda: _send_after_commit(routing, payload, message_id), using=using, robust=True)
-        return message_id
+        transaction.on_commit(lambda: _send_after_commit(outgoing), using=using, robust=True)
+        return outgoing.id
     try:
-        _send(routing, payload)
+        _send(outgoing)
     except PublishError as error:
         if not fail_silently:
             raise
-        logger.error("%s", error)
-    return message_id
+        logger.error("%s", error, extra=outgoing.fields)
+    return outgoing.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message on its way to Redis."""
+
+    routing: str
+    id: str
+    channels: list[str] | None
+    """Those of the groups or users that it is for; ``None`` where it goes by that of its routing."""
+    payload: bytes
+
+    @property
+    def all_channels(self) -> list[str]:
+        return [f"{connections.channel_prefix()}{self.routing}"] if self.channels is None else self.channels
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a log record about it gets beside its text."""
+        return {"routing": self.routing, "message_id": self.id}
 
 
 def _encode(
     routing: str, message: Any, *, group: str | Iterable[str] | None, user: Any, trace: str | None = None
-) -> tuple[str, bytes]:
-    """Return the id and the payload of a message, or raise what ``publish`` does for one that it does not take."""
+) -> Outgoing:
+    """Return a message as it is sent, or raise what ``publish`` does for one that it does not take."""
     check_routing(routing)
     kind, body = _encode_body(routing, message)
     message_id = messages.new_id()
+    groups = None if group is None else _groups(group)
+    users = None if user is None else _users(user)
+    channels = _channels(groups, users)
+    if trace is not None and channels is not None and len(channels) > 1:
+        channels = None  # A server may hear several channels and tells once: how many tell could not be known.
     payload = messages.encode(
         kind=kind,
         body=body,
         message_id=message_id,
         published_at=time.time(),
-        groups=None if group is None else _groups(group),
-        users=None if user is None else _users(user),
+        groups=groups,
+        users=users,
         trace=trace,
+        routing=None if channels is None else routing,
     )
-    return message_id, payload
+    return Outgoing(routing=routing, id=message_id, channels=channels, payload=payload)
 
 
-def _hand_over(outlets: list[Outlet], routing: str, payload: bytes) -> None:
-    message = messages.decode(routing, payload)
+def _channels(groups: list[str] | None, users: list[str] | None) -> list[str] | None:
+    """Return the channels of those whom a message is for, ``None`` where it goes by that of its routing.
+
+    Whoever is meant by groups and users together is in one of either.
+    """
+    targets = [
+        [f"{connections.group_prefix()}{group}" for group in dict.fromkeys(groups)] if groups is not None else None,
+        [messages.user_channel(connections.user_prefix(), user) for user in dict.fromkeys(users)]
+        if users is not None
+        else None,
+    ]
+    fewest = min((channels for channels in targets if channels is not None), key=len, default=None)
+    return None if fewest is None or len(fewest) > MAX_CHANNELS else fewest
+
+
+def _hand_over(outlets: list[Outlet], outgoing: Outgoing) -> None:
+    message = messages.decode(outgoing.routing, outgoing.payload)
     for outlet in tuple(outlets):
         outlet(message)
 
@@ -283,63 +334,70 @@ def _encode_body(routing: str, message: Any) -> tuple[bytes, bytes]:
     return kind, body
 
 
-def _send_after_commit(routing: str, payload: bytes, message_id: str) -> None:
+def _send_after_commit(outgoing: Outgoing) -> None:
     # Django would log a failing hook too, and then could not say which message it was.
     try:
-        _send(routing, payload)
+        _send(outgoing)
     except PublishError as error:
         counts["lost_after_commit"] += 1
-        logger.error("message %s is lost after the commit: %s", message_id, error)
+        logger.error("message %s is lost after the commit: %s", outgoing.id, error, extra=outgoing.fields)
 
 
-def _send(routing: str, payload: bytes) -> None:
-    if _hand_to_redis(routing, payload) == 0:
-        _warn_unheard(routing)
+def _send(outgoing: Outgoing) -> None:
+    heard = _hand_to_redis(outgoing)
+    if heard == 0 and outgoing.channels is None:  # Else it may just be that nobody is there whom it is for.
+        _warn_unheard(outgoing)
 
 
-def _hand_to_redis(routing: str, payload: bytes) -> int | None:
+def _hand_to_redis(outgoing: Outgoing) -> int | None:
     """Return how many servers heard it, ``None`` where ``djmease.test`` has taken it."""
     if wires:
-        _hand_over(wires, routing, payload)
+        _hand_over(wires, outgoing)
         return None
     try:
-        heard = _execute(routing, f"{connections.channel_prefix()}{routing}", payload)
+        heard = _execute(outgoing)
     except ImproperlyConfigured as error:
-        raise PublishError(routing, "an address that is not known", str(error)) from error
+        raise PublishError(outgoing.routing, "an address that is not known", str(error)) from error
     counts["published"] += 1
     return heard
 
 
-def _warn_unheard(routing: str) -> None:
+def _warn_unheard(outgoing: Outgoing) -> None:
     counts["unheard"] += 1
     if counts["unheard"] == 1:
         logger.warning(
             "nobody hears %r: no WebSocket server is connected to %s; start one with: python manage.py "
             "run_websocket_server (said once)",
-            routing,
+            outgoing.routing,
             connections.address(),
+            extra=outgoing.fields,
         )
 
 
-def _execute(routing: str, channel: str, payload: bytes) -> int:
-    """Send one PUBLISH, and never again what may have been sent: only connecting is tried more than once."""
+def _execute(outgoing: Outgoing) -> int:
+    """Publish to its channels, and never again what may have been sent: only connecting is tried more than once."""
+    channels = outgoing.all_channels
     pool = connections.publisher_pool()
-    connection = _connect(routing, pool)
+    connection = _connect(outgoing.routing, pool) if channels else None
     if connection is None:
         return 0
     try:
-        return _exchange(pool, connection, channel, payload)
+        return _exchange(pool, connection, channels, outgoing.payload)
     except (RedisError, OSError) as error:
         doubt = "" if isinstance(error, ResponseError) else " (it may have arrived)"
-        raise PublishError(routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
+        raise PublishError(outgoing.routing, connections.address(), f"{connections.reason(error)}{doubt}") from error
 
 
-def _exchange(pool: ConnectionPool, connection: Connection, channel: str, payload: bytes | str) -> int:
-    """Send one PUBLISH, give the connection back, and return how many heard it."""
+def _exchange(pool: ConnectionPool, connection: Connection, channels: list[str], payload: bytes | str) -> int:
+    """Publish to the channels in one go, give the connection back, and return how many heard it, on all of them."""
     try:
-        connection.send_command("PUBLISH", channel, payload)
-        heard: int = connection.read_response()
-        return heard
+        if len(channels) == 1:
+            connection.send_command("PUBLISH", channels[0], payload)
+        else:
+            connection.send_packed_command(
+                connection.pack_commands([("PUBLISH", channel, payload) for channel in channels])
+            )
+        return sum([connection.read_response() for _ in channels])
     except (RedisError, OSError):
         connection.disconnect()
         raise

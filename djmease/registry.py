@@ -80,15 +80,18 @@ class Rule:
 
     login_required: bool = False
     permissions: tuple[str, ...] = ()
-    test: Callable[[Any], Any] | None = None
+    test: Callable[..., Any] | None = None
 
-    def refusal(self, user: Any) -> str | None:
-        """Return which of them a user (``None`` where the site has none) does not meet, or ``None``; it may query."""
+    def refusal(self, user: Any, **more: Any) -> str | None:
+        """Return which of them a user (``None`` where the site has none) does not meet, or ``None``; it may query.
+
+        The test is given what is ``more``.
+        """
         if self.login_required and not (user is not None and user.is_authenticated):
             return "login_required"
         if self.permissions and not (user is not None and user.has_perms(self.permissions)):
             return "permission_required"
-        if self.test is not None and not self.test(user):
+        if self.test is not None and not self.test(user, **more):
             return "user_passes_test"
         return None
 
@@ -127,6 +130,25 @@ class Route:
     source: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRule:
+    """Groups that clients may join by themselves, and which of them."""
+
+    pattern: str
+    source: str
+    may_be_joined: bool = True
+    rule: Rule | None = None
+    """``None`` lets everybody join."""
+    test_takes_group: bool = False
+    """Whether the rule's test is given the ``group`` too."""
+
+    def refusal(self, user: Any, group: str) -> str | None:
+        """Return what a user does not meet, or ``None``; it may query."""
+        if self.rule is None:
+            return None
+        return self.rule.refusal(user, group=group) if self.test_takes_group else self.rule.refusal(user)
+
+
 class Registry:
     """The callbacks of one server, resolved and in order."""
 
@@ -137,7 +159,10 @@ class Registry:
         receivers: Iterable[Callback] = (),
         openers: Iterable[Callback] = (),
         closers: Iterable[Callback] = (),
+        groups: Iterable[GroupRule] = (),
     ) -> None:
+        self.groups = tuple(groups)
+        self.group_rule = functools.lru_cache(maxsize=1024)(self._group_rule)
         self.routes = tuple(routes)
         self.receivers = tuple(receivers)
         self.openers = tuple(openers)
@@ -150,6 +175,12 @@ class Registry:
     def _senders_for(self, routing: str) -> tuple[Callback, ...]:
         """Return every sender that matches, in order, each once."""
         return unique(sender for route in self.routes if matches(route.pattern, routing) for sender in route.senders)
+
+    def _group_rule(self, group: str) -> GroupRule | None:
+        """Return by which rule a client may join a group: the one of its name, else of the first pattern."""
+        named = [rule for rule in self.groups if rule.pattern == group]
+        first = next(iter(named or [rule for rule in self.groups if matches(rule.pattern, group)]), None)
+        return first if first is not None and first.may_be_joined else None
 
     def receivers_for(self, message: str | bytes) -> Received:
         """Return who hears what a client sent, each with the message in the form that it wants."""

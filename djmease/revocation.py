@@ -26,8 +26,8 @@ def disconnect(*, user: Any = None, client_id: str | None = None) -> None:
     """Close all connections of a user (or a primary key), or the one with this id, in every server, with 4401.
 
     It is sent at once, whatever the transaction does. Raises ``ValueError`` where neither or both are named, or the
-    user is not saved; ``PublishError`` where Redis does not take it; ``SynchronousOnlyOperation`` on an event loop,
-    where ``await adisconnect(...)`` is meant.
+    user is not saved; ``TypeError`` for a ``client_id`` that is no text; ``PublishError`` where Redis does not take it;
+    ``SynchronousOnlyOperation`` on an event loop, where ``await adisconnect(...)`` is meant.
     """
     refuse_event_loop("disconnect", "adisconnect")
     _disconnect(user, client_id)
@@ -42,6 +42,8 @@ def _disconnect(user: Any, client_id: str | None) -> None:
     if (user is None) == (client_id is None):
         raise ValueError("disconnect takes a user or a client_id, and one of them")
     if client_id is not None:
+        if not isinstance(client_id, str):
+            raise TypeError(f"client_id is a client's id, a str, and not {client_id!r}")
         send_control({"order": "disconnect", "clients": [client_id]})
     else:
         send_control({"order": "disconnect", "users": [primary_key(user)]})

@@ -489,12 +489,13 @@ class MessageRow:
 
 def outcome(trace: Trace) -> dict[str, Any]:
     """Return what became of a test message, as a session can keep it."""
+    doubts = list(notes(trace))
     return {
         "id": trace.id,
         "routing": trace.routing,
         "verdict": verdict(trace),
-        "notes": list(notes(trace)),
-        "state": "bad" if not trace.written else "warn" if trace.failed or trace.silent else "good",
+        "notes": doubts,
+        "state": "bad" if not trace.written else "warn" if doubts else "good",
         "senders": [
             {
                 "server": f"{server.pid} · {server.host}",

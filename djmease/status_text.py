@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from django.core.management.color import Style
 
@@ -31,6 +31,7 @@ from djmease.tables import (
 MAX_MESSAGES = 10
 """How many of the last messages are shown; a status has more."""
 MAX_UNROUTED = 10
+MAX_ERRORS = 10
 
 SERVER_COLUMNS = (
     Column(title="process", least=8),
@@ -44,10 +45,12 @@ SERVER_COLUMNS = (
     Column(title="memory", rank=4, is_number=True),
     Column(title="CPU", rank=4, is_number=True),
     Column(title="up", rank=5, is_number=True),
-    Column(title="address", rank=6, least=20),
-    Column(title="settings", rank=7, least=10, keeps_end=True),
-    Column(title="version", rank=8),
-    Column(title="id", rank=9),
+    Column(title="waiting", rank=6, is_number=True),
+    Column(title="unsent", rank=6, is_number=True),
+    Column(title="address", rank=7, least=20),
+    Column(title="settings", rank=8, least=10, keeps_end=True),
+    Column(title="version", rank=9),
+    Column(title="id", rank=10),
 )
 _NUMBERS = (
     Column(title="calls/s", rank=3, is_number=True),
@@ -82,6 +85,7 @@ MESSAGE_COLUMNS = (
     Column(title="errors", rank=1, is_number=True),
     Column(title="senders", rank=4, least=16),
     Column(title="id", rank=5),
+    Column(title="body", rank=6, least=12),
 )
 
 
@@ -149,6 +153,8 @@ class _Page:
             size(server.memory),
             f"{server.cpu_share:.0%}",
             duration(self._now - server.started_at),
+            size(server.waiting_published + server.waiting_heard),
+            size(server.unsent),
             " ".join(server.addresses),
             server.settings,
             server.version,
@@ -200,27 +206,20 @@ class _Page:
         failed = [callback for callback in self._status.callbacks if callback.last_error is not None]
         if failed:
             yield self._title("Last errors")
-        for callback in sorted(failed, key=lambda callback: callback.last_error_at or 0, reverse=True):
+        newest_first = sorted(failed, key=lambda callback: callback.last_error_at or 0, reverse=True)
+        for callback in newest_first[:MAX_ERRORS]:
             where = f" for {callback.routing}" if callback.routing else ""
             text = f"{callback.path}{where}, {ago(callback.last_error_at, self._now)}: {callback.last_error}"
             yield from wrapped(text, width=self._width, indent="  ", mark="- ")
 
     def losses(self) -> Iterator[str]:
-        kinds: tuple[tuple[str, Callable[[ServerReport], Iterable[tuple[str, int]]]], ...] = (
-            ("Lost", lambda server: server.lost.items()),
-            ("Refused", lambda server: server.refused.items()),
-        )
-        pairs = []
-        for title, counts_of in kinds:
-            total: Counter[str] = Counter()
-            for server in self._status.servers:
-                total.update(dict(counts_of(server)))
-            told = ", ".join(
-                f"{count(number)} {reason.replace('_', ' ')}" for reason, number in total.most_common() if number
-            )
-            if told:
-                pairs.append((title, told))
-        yield from facts(pairs, width=self._width)
+        servers = self._status.servers
+        pairs = [
+            ("Lost", _reasons(server.lost for server in servers)),
+            ("Refused", _reasons(server.refused for server in servers)),
+            ("Slow", _slowness(sum(server.slow for server in servers), sum(server.blocked for server in servers))),
+        ]
+        yield from facts([(title, told) for title, told in pairs if told], width=self._width)
 
     def unrouted(self) -> Iterator[str]:
         found: dict[str, tuple[int, float]] = {}
@@ -251,6 +250,7 @@ class _Page:
             self._errors(message.errors),
             ", ".join(path.rpartition(".")[2] for path in message.senders) or NOTHING,
             message.id,
+            message.body or "",
         )
 
     # Parts
@@ -269,3 +269,17 @@ class _Page:
 
 def _named(callback: CallbackReport) -> tuple[str, str]:
     return callback.path, "async" if callback.is_async else ""
+
+
+def _reasons(counts: Iterable[Mapping[str, int]]) -> str:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return ", ".join(f"{count(number)} {reason.replace('_', ' ')}" for reason, number in total.most_common() if number)
+
+
+def _slowness(slow: int, blocked: int) -> str:
+    told = [f"{several(slow, 'call')} over MEASE_SLOW_CALLBACK_TIMEOUT"] if slow else []
+    if blocked:
+        told.append(f"the event loop stood still {several(blocked, 'time')}")
+    return ", ".join(told)

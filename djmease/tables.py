@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,13 +113,24 @@ def facts(pairs: Iterable[tuple[str, str]], *, width: int) -> Iterator[str]:
 
 def wrapped(text: str, *, width: int, indent: str = "", mark: str = "") -> list[str]:
     """Return the lines of a sentence; ``mark`` stands before the first of them."""
-    return textwrap.wrap(
-        printable(text),
-        max(width, MIN_WIDTH),
-        initial_indent=indent + mark,
-        subsequent_indent=indent + " " * len(mark),
-        break_on_hyphens=False,
-    )
+    room = max(width, MIN_WIDTH) - len(indent) - len(mark)
+    lines: list[str] = []
+    for word in _pieces(printable(text).split(), room):
+        if lines and width_of(lines[-1]) + 1 + width_of(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [indent + (" " * len(mark) if index else mark) + line for index, line in enumerate(lines)]
+
+
+def _pieces(words: Iterable[str], room: int) -> Iterator[str]:
+    """Yield words, those that are wider than a line in several pieces."""
+    for word in words:
+        while width_of(word) > room:
+            piece = _beginning(word, room)
+            yield piece
+            word = word[len(piece) :]
+        yield word
 
 
 # Text that came from outside
@@ -148,13 +158,18 @@ def shorten(text: str, width: int, *, keeps_end: bool = False) -> str:
     """Return a text that takes no more places than ``width``, and shows where it was cut."""
     if width_of(text) <= width:
         return text
-    kept, left = "", width - len(CUT)
-    for char in reversed(text) if keeps_end else text:
-        left -= _width_of_char(char)
-        if left < 0:
-            break
-        kept = char + kept if keeps_end else kept + char
-    return CUT + kept if keeps_end else kept + CUT
+    if keeps_end:
+        return CUT + _beginning(text[::-1], width - len(CUT))[::-1]
+    return _beginning(text, width - len(CUT)) + CUT
+
+
+def _beginning(text: str, width: int) -> str:
+    """Return as much of a text as takes no more places than ``width``."""
+    for index, char in enumerate(text):
+        width -= _width_of_char(char)
+        if width < 0:
+            return text[:index]
+    return text
 
 
 # Numbers
@@ -182,12 +197,13 @@ def size(value: int) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return a short time, given in seconds: ``0.8 ms``, ``240 ms``, ``3.2 s``."""
+    """Return a short time, given in seconds: ``0.02 ms``, ``4.1 ms``, ``240 ms``, ``3.2 s``."""
     if value is None:
         return NOTHING
-    if abs(value) >= 1:
-        return f"{value:.1f} s"
-    return f"{value * 1000:.1f} ms" if abs(value) < 0.00995 else f"{value * 1000:.0f} ms"
+    if abs(value) >= 0.9995:
+        return f"{value:,.1f} s"
+    places = 2 if 0 < abs(value) < 0.0000995 else 1 if abs(value) < 0.00995 else 0
+    return f"{value * 1000:.{places}f} ms"
 
 
 def duration(seconds: float) -> str:

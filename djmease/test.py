@@ -270,6 +270,9 @@ class TestClient:
     def join(self, group: str) -> None:
         self.groups |= {check_group(group)}
 
+    async def ajoin(self, group: str) -> None:
+        self.join(group)
+
     def leave(self, group: str) -> None:
         self.groups -= {check_group(group)}
 

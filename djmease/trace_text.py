@@ -58,10 +58,11 @@ class _Page:
 
     def redis(self) -> Iterator[str]:
         trace = self._trace
-        if trace.heard is not None:
-            told = f"handed it to {several(trace.heard, 'server')} in {milliseconds(trace.seconds)}"
-        else:
+        if trace.heard is None:
             told = "did not take it" if trace.refusal is None else "was not asked"
+        else:
+            servers = several(trace.heard, "server")
+            told = f"handed it to {servers} on {trace.channel} in {milliseconds(trace.seconds)}"
         yield from self._station("Redis", f"{trace.redis} {told}")
 
     def server(self, server: MessageTrace) -> Iterator[str]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from djmease import connections, loader, reporting
-from djmease.publishing import PublishError, UnknownRouting, publish_now
+from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
 from djmease.registry import Callback
+from djmease.reporting import Status
 from djmease.reports import NO_SENDER, MessageTrace, SenderTrace, ServerReport, read
 from djmease.tables import several
 
@@ -38,14 +40,26 @@ class Trace:
     failure: str | None = None
     """Why Redis did not take it, or did not hand on what became of it."""
     id: str | None = None
+    channel: str | None = None
+    """Where it was published."""
+    is_for_all: bool = True
+    """Whether all servers hear it; else those that have clients whom it may be for."""
     heard: int | None = None
     """To how many servers Redis handed it; ``None`` where it did not take it."""
     seconds: float = 0.0
     """How long Redis took."""
     servers: tuple[MessageTrace, ...] = ()
     """What each server told."""
-    silent: tuple[ServerReport, ...] = ()
-    """Servers that run and did not tell."""
+    running: tuple[ServerReport, ...] = ()
+    """Servers that report."""
+    connected: int = 0
+    """Where no server has a client whom it may be for: how many clients there are."""
+
+    @property
+    def silent(self) -> tuple[ServerReport, ...]:
+        """Servers that run and did not tell."""
+        told = {server.server for server in self.servers}
+        return tuple(server for server in self.running if server.id not in told)
 
     @property
     def written(self) -> int:
@@ -89,8 +103,30 @@ def follow(
         return replace(trace, refusal=str(error))
     except PublishError as error:
         return replace(trace, failure=error.reason)
-    trace = replace(trace, id=sent.id, heard=sent.heard, seconds=time.monotonic() - began)
+    return follow_up(replace(trace, seconds=time.monotonic() - began), sent, token)
+
+
+def follow_up(trace: Trace, sent: Publication, token: str) -> Trace:
+    """Return a trace with what the servers tell of a message that was published with this token."""
+    status = reporting.get_status()
+    trace = replace(
+        trace,
+        id=sent.id,
+        channel=sent.channels[0],
+        is_for_all=sent.is_for_all,
+        heard=sent.heard,
+        running=status.servers,
+    )
+    if trace.heard == 0 and not trace.is_for_all:
+        return replace(trace, connected=_count_clients(status, trace.timeout))
     return _with_answers(trace, token)
+
+
+def _count_clients(status: Status, timeout: float) -> int:
+    # A report may be older than the last of them.
+    with suppress(RedisError, OSError):
+        return reporting.list_clients(status, limit=0, timeout=timeout).total
+    return status.clients
 
 
 def _with_answers(trace: Trace, token: str) -> Trace:
@@ -104,10 +140,8 @@ def _with_answers(trace: Trace, token: str) -> Trace:
                 failure = f"a server, of another version of django-mease perhaps, told something else ({error})"
     except (RedisError, OSError) as error:
         failure = connections.reason(error)
-    told = {server.server for server in found}
-    silent = tuple(server for server in reporting.get_status().servers if server.id not in told)
     servers = tuple(sorted(found, key=lambda server: (server.host, server.pid)))
-    return replace(trace, servers=servers, silent=silent, failure=failure)
+    return replace(trace, servers=servers, failure=failure)
 
 
 # Where it stopped
@@ -121,6 +155,8 @@ def verdict(trace: Trace) -> str:
         return f"It stops at the settings. {trace.refusal}"
     if trace.heard is None:
         return f"It stops at Redis: {trace.failure or 'it was not sent, since a test takes what is published'}."
+    if not trace.heard and not trace.is_for_all:
+        return f"It stops in front of the clients: {_unwanted(trace)}"
     if not trace.heard:
         return f"It stops behind Redis: {_unheard(trace)}"
     if not trace.servers:
@@ -145,8 +181,8 @@ def notes(trace: Trace) -> Iterator[str]:
                 yield f"The server {server.pid} on {server.host} ran nothing: {server.dropped or NO_SENDER}."
     if trace.servers and trace.failure:
         yield f"Not all of it is known: {trace.failure}."
-    if trace.heard and trace.servers:
-        yield from _silent(trace)
+    if trace.servers:
+        yield from _missing(trace)
 
 
 def _written(trace: Trace) -> str:
@@ -156,11 +192,22 @@ def _written(trace: Trace) -> str:
     return f"written {several(trace.written, 'time')} to clients"
 
 
+def _unwanted(trace: Trace) -> str:
+    if not trace.running:
+        return f"none {_target(trace)}. If no server runs, start one: {reporting.START_COMMAND}"
+    if not trace.connected:
+        return "none is connected."
+    return f"{_connected(trace.connected)}, and none {_target(trace)}."
+
+
 def _unheard(trace: Trace) -> str:
     if not trace.silent:
         return f"no WebSocket server runs. Start one: {reporting.START_COMMAND}"
-    deaf = ", ".join(f"{server.pid} on {server.host}{_trouble(server)}" for server in trace.silent)
-    return f"no server hears it, though some run: {deaf}."
+    return f"no server hears it, though some run: {_named(trace.silent)}."
+
+
+def _named(servers: Sequence[ServerReport]) -> str:
+    return ", ".join(f"{server.pid} on {server.host}{_trouble(server)}" for server in servers)
 
 
 def _trouble(server: ServerReport) -> str:
@@ -171,9 +218,10 @@ def _untold(trace: Trace) -> str:
     who = several(trace.heard or 0, "server")
     if trace.failure:
         return f"{who} heard it, and what became of it is not known: {trace.failure}."
+    silent = f" ({_named(trace.silent)})" if trace.is_for_all and trace.silent else ""
     return (
-        f"{who} heard it, and none told within {trace.timeout:g} s what became of it. Its senders may still run, or "
-        "wait behind slow ones; see mease_status and the log, or wait longer."
+        f"{who} heard it{silent}, and none told within {trace.timeout:g} s what became of it. Its senders may still "
+        "run, or wait behind slow ones: see mease_status and the log, or let --timeout be longer."
     )
 
 
@@ -198,8 +246,11 @@ def _nobody(trace: Trace, ran: Sequence[MessageTrace]) -> str:
     connected = sum(server.clients for server in ran)
     if not connected:
         return "none is connected"
-    verb = "is" if connected == 1 else "are"
-    return f"{several(connected, 'client')} {verb} connected there, and none {_target(trace)}"
+    return f"{_connected(connected)} there, and none {_target(trace)}"
+
+
+def _connected(number: int) -> str:
+    return f"{several(number, 'client')} {'is' if number == 1 else 'are'} connected"
 
 
 def _target(trace: Trace) -> str:
@@ -215,12 +266,13 @@ def _choice(trace: Trace) -> str:
     return f"{'was' if chosen == 1 else 'were'} {several(chosen, 'client')} to write to"
 
 
-def _silent(trace: Trace) -> Iterator[str]:
+def _missing(trace: Trace) -> Iterator[str]:
     missing = (trace.heard or 0) - len(trace.servers)
-    for server in trace.silent:
-        told = f"has not told within {trace.timeout:g} s what it did with it" if missing > 0 else "did not hear it"
-        yield f"The server {server.pid} on {server.host} {told}{_trouble(server)}."
-    if missing > len(trace.silent):
-        more = missing - len(trace.silent)
-        what = "no server" if more == 1 else "no servers"
-        yield f"Redis handed it to {several(more, 'listener')} more, which may be {what}, or still be starting."
+    if trace.is_for_all:
+        for server in trace.silent:
+            told = f"has not told within {trace.timeout:g} s what it did with it" if missing > 0 else "did not hear it"
+            yield f"The server {server.pid} on {server.host} {told}{_trouble(server)}."
+        missing -= len(trace.silent)
+    if missing > 0:
+        what = "no server" if missing == 1 else "no servers"
+        yield f"Redis handed it to {several(missing, 'listener')} more, which may be {what}, or be slow."

@@ -34,7 +34,10 @@ class Client(Protocol):
         """The groups it is in."""
 
     def join(self, group: str) -> None:
-        """Put it into a group."""
+        """Put it into a group; in a thread, return when what is published to the group reaches it."""
+
+    async def ajoin(self, group: str) -> None:
+        """Put it into a group on the loop, and return when what is published to the group reaches it."""
 
     def leave(self, group: str) -> None:
         """Take it out of a group."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,7 +140,9 @@ class Project:
 class Process:
     """A process whose output is read as it comes."""
 
-    def __init__(self, command: list[str], home: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], home: Path, environment: dict[str, str], pass_fds: Sequence[int] = ()
+    ) -> None:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         self.popen = subprocess.Popen(
@@ -150,6 +152,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
             text=True,
         )
         self.out = self.err = ""

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "djmease"
 LAYERS = [
     {"conf", "types", "tables", "models", "formats", "plots"},
     {"registry", "messages", "embedded", "identities", "reports"},
-    {"connections", "loader"},
+    {"connections", "loader", "rereading"},
     {"publishing", "senders", "tickets"},
     {"receivers", "revocation", "authenticators", "views", "reporting"},
     {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 SERVER_LAYERS = [
     {"server.deflate", "server.complaints"},
-    {"server.tls", "server.tallies", "server.reporter"},
+    {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
         "server.readers",
@@ -41,16 +41,18 @@ SERVER_LAYERS = [
         "server.health",
         "server.pulse",
     },
-    {"server.outbox", "server.listener", "server.limits", "server.neighbours", "server.watch"},
+    {"server.forms", "server.limits"},
+    {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
-    {"server.clients"},
+    {"server.clients", "server.joining"},
     {"server.dispatch", "server.logins"},
     {"server.observer"},
+    {"server.metrics"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},
 ]
-PLAIN = {"registry", "messages", "types", "identities", "reports"}
+PLAIN = {"registry", "messages", "types", "identities", "rereading", "reports"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

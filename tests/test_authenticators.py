@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.utils import timezone
 
@@ -238,6 +239,19 @@ def test_who_is_not_logged_in_any_more_is_nobody(
     change(identity)
     again = reread(identity)
     assert (again.key, again.auth_hash, again.user.is_authenticated) == (None, None, False)
+
+
+def test_a_session_under_an_older_secret_key_is_read_and_stays_as_it_is(ada: User, settings: Any) -> None:
+    """Django would give it another key, which no handshake can hand to the browser."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    identity = session_of(ada, settings)
+    rows = list(Session.objects.values())
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "the new key", [settings.SECRET_KEY]
+    again = reread(identity)
+    assert (again.user, again.session.session_key) == (ada, identity.session.session_key)
+    settings.SECRET_KEY_FALLBACKS = []
+    assert reread(identity).key is None
+    assert list(Session.objects.values()) == rows
 
 
 def test_who_has_no_session_is_nobody_when_the_time_is_over(ada: User) -> None:

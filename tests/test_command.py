@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect, unix_connect
 
-from tests.support import DEADLINE, Process, Project, eventually
+from tests.support import DEADLINE, ROOT, Process, Project, eventually
 
 ECHO = """
 import djmease
@@ -167,7 +167,8 @@ def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.set_inheritable(listening.fileno(), True)
         command = [sys.executable, "manage.py", "run_websocket_server", "--fd", str(listening.fileno())]
-        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "site_settings"}
         process = subprocess.Popen(
             command,
             cwd=project.home,

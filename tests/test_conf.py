@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_RECEIVERS": [],
     "MEASE_OPENERS": [],
     "MEASE_CLOSERS": [],
+    "MEASE_GROUPS": {},
+    "MEASE_MAX_GROUPS": 100,
     "MEASE_AUTODISCOVER": True,
     "MEASE_STRICT_ROUTING": True,
     "MEASE_COMPRESSION": False,
@@ -53,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_PING_TIMEOUT": 10,
     "MEASE_REPORT_INTERVAL": 2,
     "MEASE_REPORT_BODIES": False,
+    "MEASE_METRICS_ALLOW": ["127.0.0.1", "::1"],
 }
 
 

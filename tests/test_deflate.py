@@ -192,7 +192,7 @@ def test_what_is_sent_is_compressed_once_and_smaller(
         calls.append(len(frame))
         return deflated(frame)
 
-    monkeypatch.setattr("djmease.server.outbox.deflated", counted)
+    monkeypatch.setattr("djmease.server.forms.deflated", counted)
 
     @djmease.sender(routing="news")
     def show(message: Any, clients_list: Any) -> None:
@@ -256,5 +256,5 @@ def test_without_the_setting_nothing_is_agreed_on_nor_compressed(start_server: S
 
 def test_an_outbox_that_nobody_asks_for_compression_compresses_nothing() -> None:
     outbox = Outbox(asyncio.new_event_loop(), limit=1000)
-    assert outbox._deflate(frame_of("x" * 1000)) is None
+    assert outbox._forms(frame_of("x" * 1000), None) is None
     outbox._loop.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,8 @@ def echo() -> None:
         client.write_message(message)
 
 
-def refused(server: LiveServer) -> tuple[int, str]:
-    with pytest.raises(InvalidStatus) as caught, connect(server.url):
+def refused(server: LiveServer, **headers: str) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as caught, connect(server.url, additional_headers=headers):
         pass
     return caught.value.response.status_code, (caught.value.response.body or b"").decode()
 
@@ -111,6 +112,85 @@ def test_more_connections_than_there_may_be_are_answered_with_503_and_one_that_e
     eventually(lambda: len(server.server.clients) == 1)
     eventually(lambda: len(server.server._limits.clients) == 1)
     server.connect()
+
+
+asked: list[Any] = []
+
+
+def counts_questions(request: Any) -> None:
+    asked.append(request)
+
+
+@pytest.fixture
+def counted_questions(settings: Any) -> list[Any]:
+    """Returns what authenticators were asked: handshakes for which a session would be read."""
+    settings.MEASE_AUTHENTICATORS = [f"{__name__}.counts_questions", "djmease.authenticators.session"]
+    asked.clear()
+    return asked
+
+
+def test_a_flood_at_the_limit_of_connections_asks_no_database(
+    start_server: StartServer, settings: Any, counted_questions: list[Any]
+) -> None:
+    settings.MEASE_MAX_CONNECTIONS = 1
+    server = start_server()
+    server.connect()
+    assert len(counted_questions) == 1
+    for _ in range(50):
+        status, _text = refused(server, Cookie="sessionid=" + 32 * "x")
+        assert status == 503
+    assert len(counted_questions) == 1
+    assert server.server._limits.refused == {"connections": 50}
+
+
+def test_a_flood_from_one_address_asks_no_database_and_others_get_in(
+    start_server: StartServer, settings: Any, counted_questions: list[Any]
+) -> None:
+    settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS = 1
+    settings.MEASE_TRUSTED_PROXIES = ["127.0.0.1"]
+    server = start_server()
+    server.connect(additional_headers={"X-Forwarded-For": "192.0.2.1"})
+    for _ in range(50):
+        status, text = refused(server, Cookie="sessionid=" + 32 * "x", **{"X-Forwarded-For": "192.0.2.1"})
+        assert status == 429 and "192.0.2.1" in text
+    assert len(counted_questions) == 1
+    assert server.server._limits.refused == {"address": 50}
+    server.connect(additional_headers={"X-Forwarded-For": "192.0.2.2"})
+    assert len(counted_questions) == 2
+
+
+def test_those_that_come_at_once_for_the_last_place_are_counted_when_they_are_known(
+    start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_AUTHENTICATORS = [f"{__name__}.waits_for_the_other"]
+    settings.MEASE_MAX_CONNECTIONS = 1
+    server = start_server()
+    statuses: list[int] = []
+
+    def come() -> None:
+        try:
+            with connect(server.url) as connection:
+                statuses.append(101)
+                meeting.wait(DEADLINE)
+                assert connection.protocol.state.name == "OPEN"
+        except InvalidStatus as refusal:
+            statuses.append(refusal.response.status_code)
+            meeting.wait(DEADLINE)
+
+    threads = [threading.Thread(target=come) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert sorted(statuses) == [101, 503]
+    assert server.server._limits.refused == {"connections": 1}
+
+
+meeting = threading.Barrier(2)
+
+
+def waits_for_the_other(request: Any) -> None:
+    meeting.wait(DEADLINE)
 
 
 class Somebody:

@@ -20,6 +20,7 @@ from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, encode
 from djmease.server import listener as listener_module
 from djmease.server.listener import Listener
+from djmease.server.subscriptions import Subscriptions
 from tests.support import DEADLINE
 
 Log = Callable[[], list[str]]
@@ -35,6 +36,11 @@ def make_listener(prefix: str, **options: Any) -> Listener:
         heartbeat_channel=connections.heartbeat_channel(),
         control_channel=connections.control_channel(),
         heartbeat=b'{"id": "own"}',
+        subscriptions=Subscriptions(
+            asyncio.get_running_loop(),
+            group_prefix=connections.group_prefix(),
+            user_prefix=connections.user_prefix(),
+        ),
         explain=connections.reason,
         **{**defaults, **options},
     )
@@ -86,7 +92,7 @@ def test_ids_are_remembered_for_a_while_and_not_for_ever(redis: str, valkey: Emb
     async def run() -> tuple[int, int]:
         listener = make_listener(redis)
         for index in range(3 * listener_module.RECENT):
-            listener._hear(f"{redis}a".encode(), payload(f"{index:016x}"))
+            listener._hear(f"{redis}a".encode(), payload(f"{index:016x}"), "a")
         return len(listener._recent), len(listener._recent_order)
 
     assert asyncio.run(run()) == (listener_module.RECENT, listener_module.RECENT)

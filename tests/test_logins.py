@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +17,18 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connections as databases
 from django.test import Client as Browser
+from django.test.utils import CaptureQueriesContext
 from redis import Redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import djmease
+from djmease import authenticators
 from djmease.connections import control_channel, publisher_pool
-from djmease.server import logins
+from djmease.rereading import reread_all
+from djmease.server import dispatch, logins
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -45,8 +51,12 @@ def browser_of(user: User) -> Browser:
     return browser
 
 
+def cookie_of(browser: Browser) -> dict[str, str]:
+    return {"Cookie": f"sessionid={browser.cookies['sessionid'].value}"}
+
+
 def page(server: LiveServer, browser: Browser) -> Any:
-    return server.connect(additional_headers={"Cookie": f"sessionid={browser.cookies['sessionid'].value}"})
+    return server.connect(additional_headers=cookie_of(browser))
 
 
 def publish_order(order: str) -> None:
@@ -132,6 +142,9 @@ def test_what_gives_no_signal_is_found_by_reading_again(start_server: StartServe
     settings.MEASE_RECHECK_INTERVAL = 0.2
     server = start_server()
     updated, stranger = page(server, browser_of(ada)), server.connect()
+    (client,) = server.server._limits.of_user(str(ada.pk))
+    # What is due for it more than once is read once.
+    server.call(lambda: [server.server._logins._schedule(client) for _ in range(100)])
     User.objects.filter(pk=ada.pk).update(is_active=False)
     assert_ended(updated)
     assert_open(stranger)
@@ -146,6 +159,135 @@ def test_a_session_that_is_deleted_ends_and_another_one_of_the_user_does_not(
     Session.objects.filter(session_key=first.cookies["sessionid"].value).delete()
     assert_ended(gone)
     assert_open(staying)
+
+
+def test_a_hundred_clients_of_a_hundred_users_are_read_again_with_a_handful_of_queries(
+    start_server: StartServer, settings: Any, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    server = start_server()
+    users = [User.objects.create(username=f"user-{number}", password="old") for number in range(100)]
+    pages = [page(server, browser_of(user)) for user in users]
+    queries: list[int] = []
+
+    def counted(identities: Any) -> Any:
+        with CaptureQueriesContext(databases["default"]) as captured:
+            found = reread_all(identities)
+        queries.append(len(captured))
+        return found
+
+    monkeypatch.setattr(logins, "reread_all", counted)
+    publish_order(json.dumps({"order": "recheck", "users": [str(user.pk) for user in users]}))
+    eventually(lambda: queries)
+    assert queries == [2]
+    assert_open(pages[0], pages[-1])
+    User.objects.filter(pk=users[7].pk).update(is_active=False)
+    publish_order(json.dumps({"order": "recheck", "users": [str(user.pk) for user in users]}))
+    assert_ended(pages[7])
+    assert_open(*pages[:7], *pages[8:])
+
+
+def test_orders_for_a_user_that_come_together_are_read_together_and_leave_nothing_behind(
+    start_server: StartServer, settings: Any, ada: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site may save its users with each request."""
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    server = start_server()
+    pages = [page(server, browser_of(ada)), page(server, browser_of(bob))]
+    reads: list[int] = []
+    may_go_on = threading.Event()
+
+    def slow(identities: Any) -> Any:
+        reads.append(len(identities))
+        may_go_on.wait(DEADLINE)
+        return reread_all(identities)
+
+    monkeypatch.setattr(logins, "reread_all", slow)
+    found = server.server._logins
+
+    def ask(*users: User) -> None:
+        server.call(lambda: found.recheck({"users": [*(str(user.pk) for user in users), "nobody"]}))
+
+    ask(ada)
+    eventually(lambda: reads == [1])
+    for _ in range(50):
+        ask(ada)
+        ask(ada, bob)
+    may_go_on.set()
+    eventually(lambda: reads == [1, 2] and not server.call(lambda: found._is_reading_asked))
+    assert found._asked == set()
+    (client, _) = server.server._limits.clients.values()
+    server.call(lambda: [found._schedule(client) for _ in range(1000)])
+    # Only what is due before all else, by chance, is noted beside it.
+    assert len(found._next) == 2 and len(found._due) < 50
+    assert_open(*pages)
+
+
+seen = threading.Event()
+may_enter = threading.Event()
+
+
+def reads_and_waits(request: Any) -> Any:
+    identity = authenticators.session(request)
+    seen.set()
+    may_enter.wait(DEADLINE)
+    return identity
+
+
+def test_a_user_that_is_deactivated_during_its_handshake_does_not_get_by(
+    start_server: StartServer, settings: Any, ada: User
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 3600
+    settings.MEASE_AUTHENTICATORS = [f"{__name__}.reads_and_waits"]
+    server, browser = start_server(), browser_of(ada)
+    seen.clear()
+    may_enter.clear()
+    with ThreadPoolExecutor() as pool:
+        # Not by ``page``, which waits until the client is seen among the others: this one may be gone before.
+        coming = pool.submit(connect, server.url, additional_headers=cookie_of(browser))
+        assert seen.wait(DEADLINE)
+        ada.is_active = False
+        ada.save()
+        eventually(lambda: server.call(lambda: str(ada.pk) in server.server._logins._asked_lately))
+        may_enter.set()
+        with coming.result(DEADLINE) as connection:
+            assert_ended(connection)
+
+
+def test_what_fails_as_a_whole_is_tried_again(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    server = start_server()
+    failures = iter([RuntimeError("no thread"), RuntimeError("no database")])
+
+    def fails_twice(identities: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return reread_all(identities)
+
+    monkeypatch.setattr(logins, "reread_all", fails_twice)
+    connection = page(server, browser_of(ada))
+    eventually(lambda: any("could not be read again" in line for line in log_of()))
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    assert_ended(connection)
+    assert next(failures, None) is None
+
+
+def test_a_login_that_a_receivers_rule_found_ended_ends_too(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @djmease.receiver(type="say", login_required=True)
+    def say(client: Any) -> None: ...
+
+    settings.MEASE_RECHECK_INTERVAL = 2
+    monkeypatch.setattr(dispatch, "MAX_IDENTITY_AGE", 0.0)
+    server = start_server()
+    connection = page(server, browser_of(ada))
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    connection.send('{"type": "say"}')
+    assert json.loads(connection.recv(DEADLINE))["type"] == "mease.refused"
+    assert_ended(connection)
 
 
 def test_a_known_expiry_ends_it_without_waiting_for_the_interval(start_server: StartServer, ada: User) -> None:
@@ -191,6 +333,14 @@ def test_disconnect_ends_a_user_or_a_client_by_hand(start_server: StartServer, a
 def test_disconnect_wants_to_know_whom(redis: str, arguments: Any) -> None:
     with pytest.raises(ValueError, match="a user or a client_id"):
         djmease.disconnect(**arguments)
+
+
+@pytest.mark.parametrize("client_id", [7, b"x", ["x"]])
+def test_disconnect_refuses_what_is_no_id(redis: str, client_id: Any) -> None:
+    with pytest.raises(TypeError, match="client_id is a client's id, a str, and not"):
+        djmease.disconnect(client_id=client_id)
+    with pytest.raises(TypeError, match="client_id"):
+        asyncio.run(djmease.adisconnect(client_id=client_id))
 
 
 async def _on_a_loop() -> None:

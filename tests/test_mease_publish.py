@@ -15,9 +15,11 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from websockets.sync.client import connect
 
+import djmease
 from djmease.messages import Message
+from djmease.reporting import get_status
 from djmease.test import captured_messages
-from tests.support import DEADLINE, ROOT, LiveServer, Project
+from tests.support import DEADLINE, ROOT, LiveServer, Project, eventually
 from tests.terminal import Terminal
 
 StartServer = Callable[[], LiveServer]
@@ -157,6 +159,24 @@ def test_no_redis_in_the_settings(settings: Any, arguments: list[str]) -> None:
         run("news", "x", *arguments)
 
 
+def test_who_is_for_nobody_is_told_so(start_server: StartServer) -> None:
+    start_server().connect()
+    assert run("news", "x", "--user", "7").endswith(
+        ", and no server has a client whom it is for; see mease_status, or --trace.\n"
+    )
+
+
+def test_several_groups_are_heard_on_several_channels(start_server: StartServer) -> None:
+    @djmease.opener
+    def enter(client: Any) -> None:
+        client.join("a")
+        client.join("b")
+
+    client = start_server().connect()
+    assert run("news", "x", "--group", "a", "--group", "b").endswith(" on 2 channels: servers heard it 2 times.\n")
+    assert client.recv(timeout=DEADLINE) == "x"
+
+
 def test_a_trace_that_arrives(start_server: StartServer) -> None:
     client = start_server().connect()
     text = run("news", '{"a": 1}', "--json", "--trace")
@@ -166,8 +186,9 @@ def test_a_trace_that_arrives(start_server: StartServer) -> None:
 
 def test_a_trace_that_stops(start_server: StartServer) -> None:
     start_server().connect()
+    eventually(lambda: get_status().servers, "the server's report")
     text = run("news", "x", "--group", "room.7", "--trace", code=1)
-    assert text.splitlines()[-1].startswith("It stops in front of the clients: 1 client is connected there, and none")
+    assert text.splitlines()[-1].startswith("It stops in front of the clients: 1 client is connected, and none")
 
 
 # In a process of its own
@@ -244,4 +265,4 @@ def test_at_a_terminal(project: Project) -> None:
 
 def test_help_shows_an_example(project: Project) -> None:
     told = " ".join(project.run("mease_publish", "--help").out.split())
-    assert """python manage.py mease_publish news '{"text": "Hello world !"}' --json --trace""" in told
+    assert 'Example: python manage.py mease_publish news "Hello world !" --trace' in told

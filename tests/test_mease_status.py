@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from typing import Any
 
@@ -62,6 +63,10 @@ def servers(redis: str) -> tuple[ServerReport, ServerReport]:
         unrouted=(reported.unrouted("chat.mesage", 4),),
         lost={"slow_clients": 3, "dropped": 0},
         refused={"origin": 5},
+        slow=1,
+        blocked=2,
+        waiting_published=2048,
+        unsent=10,
     )
     second = reported.server(
         "77", pid=4712, host="web2", trouble=f"it is deaf {ESCAPES}", recent_errors=3, callbacks=callbacks
@@ -76,7 +81,7 @@ def test_it_is_well(redis: str) -> None:
     assert text[0] == "It is well: 1 server, 12 clients."
     at = text.index("Servers")
     assert text[at + 1].startswith("process state clients in/s out/s lag p50 p99")
-    assert text[at + 2].startswith("4711 web1 well 12 3.5 340 0.8 ms 4.1 ms 0.3 ms 61 MiB 3% 2 h 05 min ws://127.0.0.1")
+    assert text[at + 2].startswith("4711 web1 well 12 3.5 340 0.8 ms 4.1 ms 0.3 ms 61 MiB 3% 2 h 05 min 0 B ")
 
 
 def test_no_server_is_not_well_and_has_a_cure(redis: str) -> None:
@@ -114,6 +119,8 @@ def test_everything_of_two_servers(servers: tuple[ServerReport, ServerReport]) -
         "- company.shop.apps.chat.mease_registry.show for chat.*, 3 s ago: ValueError"
     )
     assert "Lost 3 slow clients" in text and "Refused 5 origin" in text
+    assert "Slow 1 call over MEASE_SLOW_CALLBACK_TIMEOUT, the event loop stood still 2 times" in text
+    assert " 2 h 05 min 2.0 KiB 10 B ws://" in text[text.index("Servers") + 2]
     assert text[text.index("Published, without a sender") + 2] == "chat.mesage 4 5 s ago"
     messages = text[text.index("Last messages") + 2 :]
     assert len(messages) == 10
@@ -133,6 +140,21 @@ def test_the_state_of_a_server(redis: str, fields: dict[str, Any], state: str, c
     reported.put(reported.server(**fields))
     text = words(told(200, code))
     assert text[text.index("Servers") + 2].startswith(f"4711 web1 {state} ")
+
+
+def test_errors_are_told_the_newest_first_and_not_all(redis: str) -> None:
+    now = time.time()
+    failed = [reported.sender(f"r{at}", last_error="no", last_error_at=now - 60 * at) for at in range(30)]
+    reported.put(reported.server(callbacks=tuple(failed)))
+    text = words(told())
+    at = text.index("Last errors")
+    assert [line.split(",")[0].rpartition(" ")[2] for line in text[at + 1 :]] == [f"r{at}" for at in range(10)]
+
+
+def test_bodies_are_shown_where_they_are_reported(redis: str) -> None:
+    reported.put(reported.server(messages=(reported.message(body=f'{{"a":"{ESCAPES}"}}'),)))
+    text = words(told())
+    assert text[-2].endswith(" id body") and text[-1].endswith(r' {"a":"\x1b[31m\x9b2J\u202e"}')
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120, 200])
@@ -158,6 +180,43 @@ def test_json_has_the_fields_of_the_dataclasses(servers: tuple[ServerReport, Ser
     assert found["servers"][0]["lost"] == {"slow_clients": 3, "dropped": 0}
     assert found["servers"][0]["history"]["sent"] == [100.0, 340.0]
     assert found["problems"][0]["kind"] == "deaf"
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is pressed at the end of the second wait."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) > 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.mark.parametrize(("term", "redraws"), [("xterm", True), ("dumb", False)])
+def test_watching_a_terminal(
+    redis: str, interrupted: None, monkeypatch: pytest.MonkeyPatch, term: str, redraws: bool
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    reported.put(reported.server())
+    out = Screen()
+    call_command("mease_status", watch=True, stdout=out)
+    text = out.getvalue()
+    assert text.count("It is well: 1 server") == 2
+    assert text.count("\x1b[H") == (2 if redraws else 0)
+    assert ("until Ctrl-C" in text) == redraws
+
+
+def test_watching_as_json(redis: str, interrupted: None) -> None:
+    lines = told(80, 1, "--watch", "--json").splitlines()
+    assert [json.loads(line)["is_well"] for line in lines] == [False, False]
 
 
 # In a process of its own

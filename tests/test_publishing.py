@@ -38,7 +38,8 @@ class Ear:
     def __init__(self, pubsub: PubSub, prefix: str) -> None:
         self._pubsub = pubsub
         self._prefix = prefix
-        pubsub.psubscribe(f"{prefix}*")
+        # Those of groups and users too.
+        pubsub.psubscribe(f"{prefix[:-1]}*")
         self.next_reply()
 
     def next_reply(self, timeout: float = DEADLINE) -> Any:
@@ -48,7 +49,9 @@ class Ear:
         reply = self.next_reply(timeout)
         if reply is None:
             return None
-        return decode(reply["channel"].decode().removeprefix(self._prefix), reply["data"])
+        channel = reply["channel"].decode()
+        routing = channel.removeprefix(self._prefix) if channel.startswith(self._prefix) else None
+        return decode(routing, reply["data"])
 
 
 @pytest.fixture

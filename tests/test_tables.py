@@ -84,6 +84,18 @@ def test_a_sentence_is_wrapped_behind_its_mark() -> None:
     assert lines == ["  ! one two three four five six seven", "    eight nine ten"]
 
 
+def test_a_sentence_of_wide_characters_or_one_long_word_fits_too() -> None:
+    lines = tables.wrapped("東京" * 20 + " and " + "x" * 50, width=40, indent="  ")
+    assert lines == [
+        "  " + "東京" * 9 + "東",
+        "  京" + "東京" * 9,
+        "  東京 and",
+        "  " + "x" * 38,
+        "  " + "x" * 12,
+    ]
+    assert max(map(tables.width_of, lines)) <= 40
+
+
 @pytest.mark.parametrize(
     ("told", "text"),
     [
@@ -100,7 +112,11 @@ def test_a_sentence_is_wrapped_behind_its_mark() -> None:
         (tables.size(64 * 1024 * 1024), "64 MiB"),
         (tables.size(3 * 1024**5), "3,072 TiB"),
         (tables.milliseconds(None), "-"),
+        (tables.milliseconds(0), "0.0 ms"),
+        (tables.milliseconds(0.0000234), "0.02 ms"),
         (tables.milliseconds(0.00012), "0.1 ms"),
+        (tables.milliseconds(0.00996), "10 ms"),
+        (tables.milliseconds(0.9996), "1.0 s"),
         (tables.milliseconds(0.24), "240 ms"),
         (tables.milliseconds(-0.003), "-3.0 ms"),
         (tables.milliseconds(3.21), "3.2 s"),

@@ -180,6 +180,7 @@ class Running:
     """A call, as the watch sees it."""
 
     subject = "client 1"
+    about = None
 
     def __init__(self, path: str = "site.stuck") -> None:
         self.callback = Callback(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -70,6 +71,40 @@ def test_jobs_behind_one_that_hangs_get_another_thread() -> None:
         await ended.wait()
 
     play(scenario, count=3)
+
+
+def test_while_all_threads_hang_and_jobs_wait_the_loop_is_woken_seldom() -> None:
+    async def scenario(workers: Workers) -> None:
+        loop = asyncio.get_running_loop()
+        may_end, ended, done = threading.Event(), asyncio.Event(), asyncio.Event()
+        looks: list[float] = []
+        look = workers._look
+
+        def counted() -> None:
+            looks.append(loop.time())
+            look()
+
+        workers._look = counted  # type: ignore[method-assign]
+        try:
+            workers.run(lambda: may_end.wait(DEADLINE), ended.set)
+            workers.run(lambda: None, done.set)
+            await until(lambda: len(looks) >= 20)
+            gaps = [later - earlier for earlier, later in itertools.pairwise(looks)]
+            # A timer may be early by the resolution of the clock.
+            assert min(gaps[8:]) > 0.9 * workers_module.MAX_LOOK_INTERVAL
+            # What comes meanwhile is looked after at once, and then as seldom as before.
+            seen, began = len(looks), loop.time()
+            workers.run(lambda: None, done.set)
+            assert workers._interval == workers_module.PATIENCE
+            await until(lambda: len(looks) >= seen + 10)
+            assert loop.time() - began > 4 * workers_module.MAX_LOOK_INTERVAL
+            assert not done.is_set()
+        finally:
+            may_end.set()
+        await done.wait()
+        await ended.wait()
+
+    play(scenario, count=2)
 
 
 def test_short_jobs_share_a_thread() -> None:

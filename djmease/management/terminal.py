@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandParser
 from django.core.management.color import Style, no_style
 
 SIZE = (120, 24)
@@ -16,6 +16,12 @@ class TerminalCommand(BaseCommand):
     """A command that runs with faulty settings too, since it is asked what is wrong."""
 
     requires_system_checks: list[str] = []
+    example: str
+    """How it is called, behind ``python manage.py``."""
+
+    def create_parser(self, prog_name: str, subcommand: str, **options: Any) -> CommandParser:
+        example = f"Example: python manage.py {self.example}"
+        return super().create_parser(prog_name, subcommand, epilog=example, **options)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         self._is_painted = bool(options.get("force_color"))

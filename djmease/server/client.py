@@ -14,9 +14,16 @@ from tornado.websocket import WebSocketHandler
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.server.complaints import Complaints
+from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
-from djmease.server.protocol import SENDABLE_CLOSE_CODES, WebSocketProtocol, is_sendable_close_code
+from djmease.server.protocol import (
+    HEADED,
+    HEADED_SUBPROTOCOL,
+    SENDABLE_CLOSE_CODES,
+    WebSocketProtocol,
+    is_sendable_close_code,
+)
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
 
@@ -33,13 +40,19 @@ class Events(Protocol):
 
     def received(self, client: Client, message: str | bytes) -> None: ...
 
+    def asked(self, client: Client, fields: dict[str, Any]) -> None: ...
+
     def closed(self, client: Client) -> None: ...
 
     def join(self, client: Client, group: str) -> None: ...
 
     def leave(self, client: Client, group: str) -> None: ...
 
+    async def ajoin(self, client: Client, group: str) -> None: ...
+
     async def identify(self, request: HTTPServerRequest) -> Identity: ...
+
+    async def expect(self, user_key: str) -> None: ...
 
 
 NO_GROUPS: frozenset[str] = frozenset()
@@ -98,6 +111,12 @@ class Client(WebSocketHandler):
         """Messages that it has sent."""
         self.storage: dict[str, Any] = {}
         self.groups = NO_GROUPS
+        self.is_present = False
+        """Whether it may join groups: from its handshake until it has gone."""
+        self.own_groups = NO_GROUPS
+        """The groups that it has joined by itself."""
+        self.heard_as: str | None = None
+        """The user whose channel is heard for it."""
         self.identity = NOBODY
         self.is_turned_away = False
 
@@ -127,8 +146,15 @@ class Client(WebSocketHandler):
         return self.request.remote_ip or ""
 
     def join(self, group: str) -> None:
-        """Put this client into a group. Raises ``ValueError`` for a name that is not one."""
+        """Put this client into a group. Raises ``ValueError`` for a name that is not one.
+
+        In a thread it returns when what is published to the group reaches this client; on the loop ``ajoin`` does.
+        """
         self._events.join(self, check_group(group))
+
+    async def ajoin(self, group: str) -> None:
+        """Do what ``join`` does, in an ``async def``: it is in the group, and hears of it, when this returns."""
+        await self._events.ajoin(self, check_group(group))
 
     def leave(self, group: str) -> None:
         """Take this client out of a group; it is no error where it is in none."""
@@ -203,6 +229,8 @@ class Client(WebSocketHandler):
             return
         if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
             return  # Tornado answers it; nothing is read from a database for what is no handshake.
+        if self._is_one_too_many(None):
+            return  # A flood at a limit shall cost no database anything.
         try:
             async with asyncio.timeout(IDENTIFY_TIMEOUT):
                 self.identity = await self._events.identify(self.request)
@@ -212,17 +240,25 @@ class Client(WebSocketHandler):
         except PermissionDenied as error:
             self._turn_away(403, str(error) or "this handshake is not allowed")
         except Exception as error:
-            self._complaints.say("whose a handshake from %s is could not be read: %r", self.request.remote_ip, error)
+            self._complaints.say(
+                "whose a handshake from %s is could not be read: %r", self.request.remote_ip, error, about=self
+            )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
-            self._refuse_too_many()
+            if self.user_key is not None:
+                # What is published to the user from the handshake on reaches the client.
+                await self._events.expect(self.user_key)
+            # The last question, with nothing awaited until the client counts: others may have come meanwhile.
+            self._is_one_too_many(self.user_key)
 
-    def _refuse_too_many(self) -> None:
-        """Answer a handshake that a limit forbids; the last question, with nothing awaited until the client counts."""
-        refusal = self._limits.refusal(self.address, self.user_key)
-        if refusal is not None:
-            self.set_header("Retry-After", "10")
-            self._answer(refusal.status, refusal.reason + "\n")
+    def _is_one_too_many(self, user_key: str | None) -> bool:
+        """Tell whether a limit forbids a handshake, which is answered then."""
+        refusal = self._limits.refusal(self.address, user_key)
+        if refusal is None:
+            return False
+        self.set_header("Retry-After", "10")
+        self._answer(refusal.status, refusal.reason + "\n")
+        return True
 
     def _name_sender(self) -> str | None:
         """Say in the request whom it comes from, and return the host that a proxy says was asked for."""
@@ -234,7 +270,7 @@ class Client(WebSocketHandler):
 
     def _turn_away(self, status: int, reason: str) -> None:
         self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
-        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason)
+        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self)
         self._answer(status, reason + "\n")
 
     def _answer(self, status: int, text: str) -> None:
@@ -247,7 +283,8 @@ class Client(WebSocketHandler):
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         # A browser fails the connection where none that it offered is agreed on; a ticket itself is never sent back.
-        return TICKET_SUBPROTOCOL if TICKET_SUBPROTOCOL in subprotocols else None
+        ours = (HEADED_SUBPROTOCOL, TICKET_SUBPROTOCOL)
+        return next((name for name in ours if name in subprotocols), None)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -266,9 +303,41 @@ class Client(WebSocketHandler):
     open = _open
 
     def on_message(self, message: str | bytes) -> None:
-        if self._may_send():
+        if not self._may_send():
+            return
+        if isinstance(message, str) and message.startswith(MARK) and self.takes_headers:
+            self._on_header(message)
+        else:
             self.received += 1
             self._events.received(self, message)
+
+    def _on_header(self, text: str) -> None:
+        connection = self.ws_connection
+        assert connection is not None
+        try:
+            fields, message = read_header(text)
+        except ValueError as error:
+            connection.cut_off(1002, str(error))
+            return
+        if message is not None:
+            self.received += 1
+            self._events.received(self, message)
+        elif fields.get("type") == "ping":
+            self.write_header({"type": "pong"})
+        else:
+            self._events.asked(self, fields)
+
+    def write_header(self, fields: dict[str, Any]) -> None:
+        """Send a header of ``mease.v1``, behind what has been written; nothing to a client that takes none."""
+        connection = self.ws_connection
+        if connection is not None and self.takes_headers:
+            self._outbox.write(connection, header_frame(fields))
+
+    @property
+    def takes_headers(self) -> bool:
+        """Whether ``mease.v1`` was agreed on."""
+        connection = self.ws_connection
+        return connection is not None and bool(connection.takes & HEADED)
 
     def on_ping(self, data: bytes) -> None:
         self._may_send()  # A ping costs as much as a message, for it is answered.

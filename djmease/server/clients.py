@@ -10,6 +10,7 @@ from djmease.identities import Identity
 from djmease.messages import check_group, primary_key
 from djmease.server.client import Client
 from djmease.server.outbox import Outbox
+from djmease.server.subscriptions import Channels
 
 Index = dict[str, dict[Client, None]]
 """Clients by a name, in the order in which they got it."""
@@ -75,8 +76,9 @@ class ClientsList(Sequence[Client]):
 class Clients:
     """The clients that are open, indexed so that nobody has to walk over all of them. Any thread may use it."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, channels: Channels) -> None:
         self.outbox = outbox
+        self._channels = channels
         self._lock = threading.Lock()
         self._by_id: dict[str, Client] = {}
         self._groups: Index = {}
@@ -85,6 +87,12 @@ class Clients:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def enter(self, client: Client) -> None:
+        """Hear what is for a client's user; from now on it may join groups."""
+        with self._lock:
+            client.is_present = True
+            self._hold_user(client)
 
     def add(self, client: Client) -> None:
         """Count a client among the others, with the user it has and the groups it has joined."""
@@ -97,7 +105,13 @@ class Clients:
                 self._users.setdefault(client.user_key, {})[client] = None
 
     def discard(self, client: Client) -> None:
+        """Count a client no more, and hear for it no more."""
         with self._lock:
+            if client.is_present:
+                client.is_present = False
+                self._release_user(client)
+                for group in client.groups:
+                    self._channels.release(self._channels.of_group(group))
             if self._by_id.pop(client.id, None) is None:
                 return
             self._snapshot = None
@@ -110,23 +124,57 @@ class Clients:
         """Take what was read anew of a client's session: it is found under the user it has now."""
         with self._lock:
             before, client.identity = client.user_key, identity
-            if client.id in self._by_id and client.user_key != before:
+            if client.user_key == before:
+                return
+            if client.is_present:
+                self._release_user(client)
+                self._hold_user(client)
+            if client.id in self._by_id:
                 if before is not None:
                     _take_out(self._users, before, client)
                 if client.user_key is not None:
                     self._users.setdefault(client.user_key, {})[client] = None
 
     def join(self, client: Client, group: str) -> None:
-        """Put a client into a group; it is found there for as long as it is open."""
+        """Put a client into a group, for as long as it is open; in a thread, return when what is published comes."""
+        channel = self._join(client, group)
+        if channel is not None:
+            self._channels.wait(channel)
+
+    async def join_on_loop(self, client: Client, group: str) -> None:
+        """Put a client into a group, and return when what is published to it comes here."""
+        channel = self._join(client, group)
+        if channel is not None:
+            await self._channels.wait_on_loop(channel)
+
+    def _join(self, client: Client, group: str) -> str | None:
+        """Return the channel to wait for; ``None`` where the client has gone."""
+        channel = self._channels.of_group(group)
         with self._lock:
-            client.groups |= {group}
+            if not client.is_present:
+                return None
+            if group not in client.groups:
+                client.groups |= {group}
+                self._channels.hold(channel)
             if client.id in self._by_id:
                 self._groups.setdefault(group, {})[client] = None
+        return channel
 
     def leave(self, client: Client, group: str) -> None:
         with self._lock:
+            if client.is_present and group in client.groups:
+                self._channels.release(self._channels.of_group(group))
             client.groups -= {group}
             _take_out(self._groups, group, client)
+
+    def _hold_user(self, client: Client) -> None:
+        client.heard_as = client.user_key
+        if client.heard_as is not None:
+            self._channels.hold(self._channels.of_user(client.heard_as))
+
+    def _release_user(self, client: Client) -> None:
+        if client.heard_as is not None:
+            self._channels.release(self._channels.of_user(client.heard_as))
 
     def snapshot(self) -> ClientsList:
         """Return who is open now; the same object until somebody comes or goes."""

@@ -1,4 +1,4 @@
-"""Log lines about what comes from outside: one a second at most, since whoever sends it must not fill the disk."""
+"""What log lines say of whom they are about; and lines about what comes from outside, which must not fill the disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import logging
 import time
 from typing import Any
 
+from djmease.messages import Message
+
+
+def fields_of(about: object) -> dict[str, str]:
+    """Return what a log record has beside its text that is about a message, a client, or a routing by its name."""
+    if isinstance(about, Message):
+        return {"routing": about.routing, "message_id": about.id}
+    if isinstance(about, str):
+        return {"routing": about}
+    client_id = getattr(about, "id", None)  # Its connection may have forgotten it.
+    return {} if client_id is None else {"client_id": client_id}
+
 
 class Complaints:
-    """One kind of complaint; what is kept back is counted in the next line."""
+    """One kind of complaint, once a second at most; what is kept back is counted in the next line."""
 
     def __init__(self, logger: logging.Logger, level: int = logging.WARNING) -> None:
         self._logger = logger
@@ -16,11 +28,11 @@ class Complaints:
         self._next_at = 0.0
         self._kept_back = 0
 
-    def say(self, message: str, *arguments: Any) -> None:
+    def say(self, message: str, *arguments: Any, about: object = None) -> None:
         now = time.monotonic()
         if now < self._next_at:
             self._kept_back += 1
             return
         more = f" ({self._kept_back} more like this)" if self._kept_back else ""
-        self._logger.log(self._level, message + "%s", *arguments, more)
+        self._logger.log(self._level, message + "%s", *arguments, more, extra=fields_of(about))
         self._next_at, self._kept_back = now + 1.0, 0

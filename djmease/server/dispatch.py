@@ -28,8 +28,9 @@ from djmease.registry import Callback, Received, Registry, Rule
 from djmease.reports import NO_SENDER
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, fields_of
 from djmease.server.identity import Authentication
+from djmease.server.joining import Joining
 from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
 from djmease.server.tasks import Tasks
 from djmease.server.watch import Watch
@@ -86,6 +87,8 @@ class Call:
     reached: int = 0
     """Times that it has written to a client, as far as the loop knows."""
     error: BaseException | None = None
+    header: bytes | None = None
+    """What goes before its messages where a client takes headers."""
 
     callback: Callback = field(init=False)
 
@@ -279,12 +282,14 @@ class Dispatch:
         slow_callback_timeout: float,
         authentication: Authentication,
         tallies: Tallies,
+        joining: Joining,
         on_traced: Callable[[Message, Record | None, list[Call], str | None], None],
     ) -> None:
         self.loop = loop
         self._registry = registry
         self._clients = clients
         self._tallies = tallies
+        self._joining = joining
         self._on_traced = on_traced
         """Told of a message that somebody traces: what became of it, its calls, or why there are none."""
         self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
@@ -342,7 +347,8 @@ class Dispatch:
         tallies = self._tallies.for_routing(routing)
         if not tallies:
             self._tallies.unheard(routing)
-            traffic_logger.info("%s %s: no sender", routing, message.id)
+            if traffic_logger.isEnabledFor(logging.INFO):
+                traffic_logger.info("%s %s: no sender", routing, message.id, extra=fields_of(message))
             self._tell(message, None, [], NO_SENDER)
             return
         record = self._tallies.heard(message, tallies)
@@ -359,8 +365,9 @@ class Dispatch:
             return
         body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
+        header = None if message.groups is None else self._joining.header(message.groups)
         calls = [
-            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record)
+            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record, header=header)
             for tally in tallies
         ]
         if message.trace is None:
@@ -404,6 +411,19 @@ class Dispatch:
             if is_full and client.ws_connection is not None:
                 client.ws_connection.pause_reading()
                 lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
+
+    def asked(self, client: Client, fields: dict[str, Any]) -> None:
+        """Do what a client asks for by a header of ``mease.v1``, behind what it has sent before."""
+        lane = self._client_lanes.get(client)
+        if lane is not None:
+            call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot)
+            if self._joining.needs_thread(fields):
+                call.refuse = functools.partial(self._refuse_join, client, fields)
+            lane.put(call, size=CALL_SIZE)
+
+    def _refuse_join(self, client: Client, fields: dict[str, Any]) -> bool:
+        self._reread(client)
+        return self._joining.refuse(client, fields)
 
     def closed(self, client: Client) -> None:
         """Take the client from among the others behind what it has sent, and run the closers."""
@@ -502,6 +522,7 @@ class Dispatch:
             client.id,
             len(lane),
             MAX_PAUSE,
+            about=client,
         )
         if client.ws_connection is not None:
             client.ws_connection.cut_off(1013, "what you send is not handled in time")
@@ -518,23 +539,29 @@ class Dispatch:
         return call
 
     def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
-        if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
-            self._clients.reidentify(client, reread(client.identity))
+        self._reread(client)
         reason = rule.refusal(client.user)
         if reason is None:
             return False
         self.refused += 1
-        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason)
+        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
         if received.is_json:
             client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
         return True
+
+    def _reread(self, client: Client) -> None:
+        """Read a client's user again, in a thread, if that was some time ago."""
+        if time.monotonic() - client.identity.read_at > MAX_IDENTITY_AGE:
+            self._clients.reidentify(client, reread(client.identity))
 
     def _note_unheard(self, client: Client, kind: str) -> None:
         self.unheard += 1
         if traffic_logger.isEnabledFor(logging.INFO):
             closest = self._registry.closest_type(kind)
             meant = f"; did you mean {closest!r}?" if closest else ""
-            self._strangers.say("client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant)
+            self._strangers.say(
+                "client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant, about=client
+            )
 
     def _close(self, lane: Lane, client: Client, entries: tuple[Call | Step, ...]) -> None:
         closing = lane.closing = Closing(entries)
@@ -563,6 +590,7 @@ class Dispatch:
             client.id,
             dropped,
             self.overtaken,
+            about=client,
         )
         successor = self._client_lanes[client] = self._lane(client, self.heard)
         self._close(successor, client, tuple(rest))
@@ -579,7 +607,7 @@ class Dispatch:
     def _turn_away(self, client: Client, path: str, reason: str) -> None:
         client.is_turned_away = True
         self.turned_away += 1
-        self._denials.say("client %s is turned away by %s: %s", client.id, path, reason)
+        self._denials.say("client %s is turned away by %s: %s", client.id, path, reason, about=client)
         client.close(TURNED_AWAY, reason)
 
     def _forget_client(self, client: Client) -> None:
@@ -602,6 +630,7 @@ class Dispatch:
             message.id,
             message.routing,
             self.dropped,
+            about=message,
         )
         self._tell(message, None, [], f"too much waits for the senders of {where}, and it was dropped")
 
@@ -666,7 +695,7 @@ class Dispatch:
         call.started = time.monotonic()
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
-        if call.record is None:
+        if call.record is None and call.header is None:
             return None
         self._clients.outbox.end_run()  # Or it would write in the name of another call.
         return AUTHOR.set(call)
@@ -678,7 +707,12 @@ class Dispatch:
         if traffic_logger.isEnabledFor(logging.INFO):
             clients = len(call.arguments.get("clients_list") or call.select())
             traffic_logger.info(
-                "%s: %s, %d clients, %.1f ms", call.subject, call.callback.path, clients, call.seconds * 1000
+                "%s: %s, %d clients, %.1f ms",
+                call.subject,
+                call.callback.path,
+                clients,
+                call.seconds * 1000,
+                extra=fields_of(call.about),
             )
 
     def _ended(self, call: Call, started: float) -> None:
@@ -694,7 +728,8 @@ class Dispatch:
         call.tally.failed(error)
         if call.record is not None:
             call.record.errors += 1
-        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error)
+        extra = fields_of(call.about)
+        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error, extra=extra)
 
     @property
     def errors(self) -> int:

@@ -71,8 +71,12 @@ class Limits(Generic[Client]):
         """Return who is connected as this user."""
         return tuple(self._users.get(key, {}).values())
 
+    def user_key_of(self, client: Client) -> str | None:
+        """Return as whose a client, which has entered, is counted: whose it was when it came."""
+        return self._counted_as[client.id][0]
+
     def refusal(self, address: str, user_key: str | None) -> Refusal | None:
-        """Return why one more from this address, and of this user, is too many."""
+        """Return why one more from this address, of this user if it is known yet, is too many; that is counted."""
         if len(self.clients) >= self._connections:
             return self._refuse("connections", 503, "this server has as many connections as MEASE_MAX_CONNECTIONS")
         if is_counted(address) and self._addresses[address] >= self._per_address:
@@ -120,7 +124,7 @@ class Limits(Generic[Client]):
         """Note that a client sends more than MEASE_MAX_MESSAGE_RATE."""
         self.refused["messages"] += 1
         self._complaints["messages"].say(
-            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id
+            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id, about=client
         )
 
 

@@ -14,14 +14,16 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, fields_of
 from djmease.server.pulse import REFUSALS, Pulse
+from djmease.server.subscriptions import Subscriptions
 
 logger = logging.getLogger("djmease.listener")
 
@@ -39,6 +41,8 @@ TICKS = 4
 """How often in an interval that is looked at."""
 MAX_BACKOFF = 1.0
 """Seconds between two attempts to come back, at most."""
+MAX_BATCH = 1000
+"""Channels of one command."""
 RECENT = 1000
 """How many ids are remembered, to drop a message that a publisher has sent twice."""
 
@@ -46,7 +50,8 @@ RECENT = 1000
 class Listener:
     """Hears every publication whose channel begins with ``prefix`` and hands it on as a ``Message``, on the loop.
 
-    On two channels beside those it hears heartbeats (``on_heartbeat`` gets those of other servers) and orders.
+    What is for groups and users comes on the channels of ``subscriptions``. On two channels beside those it hears
+    heartbeats (``on_heartbeat`` gets those of other servers) and orders.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Listener:
         heartbeat_channel: str,
         control_channel: str,
         heartbeat: bytes,
+        subscriptions: Subscriptions,
         on_message: Callable[[Message], None],
         on_heartbeat: Callable[[bytes], None],
         on_control: Callable[[dict[str, Any]], None],
@@ -70,6 +76,7 @@ class Listener:
         self._heartbeat_channel = heartbeat_channel.encode()
         self._control_channel = control_channel.encode()
         self._heartbeat = heartbeat
+        self._subscriptions = subscriptions
         self._on_message = on_message
         self._on_heartbeat = on_heartbeat
         self._on_control = on_control
@@ -131,7 +138,7 @@ class Listener:
 
     async def run(self) -> None:
         """Read until cancelled; a Redis that goes away is waited for."""
-        beside = [asyncio.create_task(self._pulse.run()), asyncio.create_task(self._watch())]
+        beside = [asyncio.create_task(work) for work in (self._pulse.run(), self._watch(), self._tell_changes())]
         try:
             while True:
                 # Outside of the except clause, or what fails later would have this error for its context.
@@ -148,22 +155,40 @@ class Listener:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await connection.connect()
                 await connection.send_command("SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                for channels in _batches(self._subscriptions.channels()):
+                    await connection.send_command("SUBSCRIBE", *channels)
                 await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
-                # What comes on the two channels may come before the pattern is confirmed.
+                # What comes on the channels may come before the pattern is confirmed, which is confirmed last.
                 while (reply := await connection.read_response(disable_decoding=True))[0] != b"psubscribe":
                     self._take(reply)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         self._connection = connection
+        self._subscriptions.connected()
         self._waited = 0.0
         self._heard_at = time.monotonic()
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._subscriptions.disconnected()
         if connection is not None:
             await connection.disconnect(nowait=True)
         await self._pulse.drop()
+
+    async def _tell_changes(self) -> None:
+        """Subscribe and unsubscribe as the subscriptions want it, until cancelled."""
+        while True:
+            changes = await self._subscriptions.changes()
+            connection = self._connection
+            if connection is None:
+                continue  # It subscribes to all that is held when it comes back.
+            # What fails here ends the reading of this connection too.
+            with suppress(RedisError, OSError):
+                for channels in _batches(changes.unsubscribe):
+                    await connection.send_command("UNSUBSCRIBE", *channels)
+                for channels in _batches(changes.subscribe):
+                    await connection.send_command("SUBSCRIBE", *channels)
 
     async def _read_until_it_fails(self) -> Exception:
         try:
@@ -215,24 +240,32 @@ class Listener:
         if isinstance(reply, RedisError):
             raise reply
         if reply[0] == b"pmessage":
-            self._hear(reply[2], reply[3])
+            channel = reply[2]
+            self._hear(channel, reply[3], channel[len(self._prefix) :].decode(errors="backslashreplace"))
         elif reply[0] == b"message":
-            self._hear_beside(reply[1], reply[2])
+            if reply[1] in (self._heartbeat_channel, self._control_channel):
+                self._hear_beside(reply[1], reply[2])
+            else:
+                self._hear(reply[1], reply[2], None)
+        elif reply[0] == b"subscribe" and reply[1] not in (self._heartbeat_channel, self._control_channel):
+            self._subscriptions.confirmed(reply[1].decode())
 
-    def _hear(self, channel: bytes, payload: bytes) -> None:
-        routing = channel[len(self._prefix) :].decode(errors="backslashreplace")
+    def _hear(self, channel: bytes, payload: bytes, routing: str | None) -> None:
         try:
             message = decode(routing, payload)
         except ValueError as error:
             self.refused += 1
-            self._refusals.say("a payload of %d bytes on %r is refused: %s", len(payload), channel, error)
+            self._refusals.say(
+                "a payload of %d bytes on %r is refused: %s", len(payload), channel, error, about=routing
+            )
             return
         if not self._is_new(message.id):
             return
         try:
             self._on_message(message)
         except Exception:
-            logger.exception("message %s on %s could not be handed on", message.id, message.routing)
+            extra = fields_of(message)
+            logger.exception("message %s on %s could not be handed on", message.id, message.routing, extra=extra)
 
     def _hear_beside(self, channel: bytes, payload: bytes) -> None:
         if payload == self._heartbeat and channel == self._heartbeat_channel:
@@ -302,6 +335,12 @@ def _replies_that_have_come(connection: Connection) -> Iterator[Any]:
     # A subscriber is told lists and errors; anything else is redis-py's mark for "not enough data".
     while gets is not None and isinstance(reply := gets(False), (list, RedisError)):
         yield reply
+
+
+def _batches(channels: list[str]) -> Iterator[list[str]]:
+    """Yield the channels in parts that Redis takes in one command each without keeping others waiting."""
+    for start in range(0, len(channels), MAX_BATCH):
+        yield channels[start : start + MAX_BATCH]
 
 
 def _escaped(prefix: bytes) -> bytes:

@@ -6,13 +6,15 @@ import asyncio
 import functools
 import heapq
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from djmease.identities import Identity, reread
-from djmease.server.client import Client
+from djmease.identities import Identity
+from djmease.rereading import Outcome, reread_all
+from djmease.server.client import IDENTIFY_TIMEOUT, Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.limits import Limits
@@ -26,9 +28,11 @@ BATCH = 100
 MEMORY = 120.0
 """Seconds for which an ended session is remembered: longer than a handshake takes and a ticket is good."""
 MAX_REMEMBERED = 10_000
-"""Ended sessions that are remembered, at most."""
+"""Ended sessions that are remembered, at most, and users that were to be read again."""
 MIN_WAIT = 0.05
 """Seconds until the next reading, at least."""
+ORDER_MEMORY = IDENTIFY_TIMEOUT + 5
+"""Seconds for which it is remembered that a user was to be read again: longer than a handshake takes that read it."""
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
@@ -55,9 +59,16 @@ class Logins:
         self._in_thread = in_thread
         self._interval = interval
         self._due: list[tuple[float, str]] = []
+        self._next: dict[str, float] = {}
+        """By a client's id, which of what is due for it is the first; what else is due for it is passed over."""
+        self._asked: set[str] = set()
+        """Users that are to be read again now."""
+        self._is_reading_asked = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended_sessions: dict[str, float] = {}
-        """By hash, with when each may be forgotten, in that order."""
+        self._ended_sessions = _Remembered(loop, MEMORY)
+        """By their hashes."""
+        self._asked_lately = _Remembered(loop, ORDER_MEMORY)
+        """Users by their keys."""
         self._unread = Complaints(logger)
         self.ended = 0
         """Connections that were closed because of this."""
@@ -75,13 +86,24 @@ class Logins:
             task.cancel()
 
     def add(self, client: Client) -> None:
-        """Read a client's login again from time to time, if it has one."""
+        """Begin to read the login of a client again from time to time, if it has one."""
         if client.identity.session_hash in self._ended_sessions:
             # Its session was read, or its ticket issued, before the logout that this server has heard of since.
             self._end(client)
             return
-        if client.user_key is not None:
-            heapq.heappush(self._due, (self._loop.time() + self._wait(client.identity), client.id))
+        self._schedule(client)
+        key = client.user_key
+        if key is not None and key in self._asked_lately:
+            # The order may have come between its user being read and now.
+            self._read_now([key])
+
+    def _schedule(self, client: Client) -> None:
+        if self._limits.user_key_of(client) is None:
+            return
+        due = self._loop.time() + self._wait(client.identity)
+        if due < self._next.get(client.id, math.inf):
+            self._next[client.id] = due
+            heapq.heappush(self._due, (due, client.id))
 
     def _wait(self, identity: Identity) -> float:
         wait = self._interval * random.uniform(0.5, 1)
@@ -103,22 +125,32 @@ class Logins:
         session = order.get("session")
         if not isinstance(session, str):
             return
-        self._remember(session)
+        self._ended_sessions.add(session)
         for client in tuple(self._limits.clients.values()):
             if client.identity.session_hash == session:
                 self._end(client)
 
-    def _remember(self, session: str) -> None:
-        now = self._loop.time()
-        remembered = self._ended_sessions
-        while remembered and (len(remembered) >= MAX_REMEMBERED or next(iter(remembered.values())) <= now):
-            del remembered[next(iter(remembered))]
-        remembered.pop(session, None)
-        remembered[session] = now + MEMORY
-
     def recheck(self, order: dict[str, Any]) -> None:
         """Read users again now."""
-        self._run(self._check(self._of_users(order)))
+        keys = _names(order, "users")
+        for key in keys:
+            self._asked_lately.add(key)
+        self._read_now(keys)
+
+    def _read_now(self, keys: Iterable[str]) -> None:
+        """Read users again, together with those that are asked for meanwhile, and each once for all who ask."""
+        self._asked.update(key for key in keys if self._limits.of_user(key))
+        if self._asked and not self._is_reading_asked:
+            self._is_reading_asked = True
+            self._run(self._read_asked())
+
+    async def _read_asked(self) -> None:
+        try:
+            while self._asked:
+                keys, self._asked = self._asked, set()
+                await self._check([client for key in keys for client in self._limits.of_user(key)])
+        finally:
+            self._is_reading_asked = False
 
     def _of_users(self, order: dict[str, Any]) -> list[Client]:
         return [client for key in _names(order, "users") for client in self._limits.of_user(key)]
@@ -142,53 +174,65 @@ class Logins:
     def _take_due(self) -> Iterator[Client]:
         now = self._loop.time()
         while self._due and self._due[0][0] <= now:
-            client = self._limits.clients.get(heapq.heappop(self._due)[1])
+            due, client_id = heapq.heappop(self._due)
+            if self._next.get(client_id) != due:
+                continue
+            del self._next[client_id]
+            client = self._limits.clients.get(client_id)
             if client is not None:
                 yield client
 
     async def _check(self, clients: Sequence[Client]) -> None:
         for start in range(0, len(clients), BATCH):
             batch = clients[start : start + BATCH]
-            found = await self._in_thread(functools.partial(_reread_all, [client.identity for client in batch]))
+            found = await self._found([client.identity for client in batch])
             for client, identity in zip(batch, found, strict=True):
                 self._take(client, identity)
 
-    def _take(self, client: Client, identity: Identity | Exception) -> None:
+    async def _found(self, identities: list[Identity]) -> list[Outcome]:
+        try:
+            found: list[Outcome] = await self._in_thread(functools.partial(reread_all, identities))
+        except Exception as error:
+            return [error] * len(identities)
+        return found
+
+    def _take(self, client: Client, identity: Outcome) -> None:
         if client.id not in self._limits.clients:
             return
         if isinstance(identity, Exception):
-            self._unread.say("the login of client %s could not be read again: %r", client.id, identity)
+            self._unread.say("the login of client %s could not be read again: %r", client.id, identity, about=client)
         else:
-            before = client.user_key
             self._clients.reidentify(client, identity)
-            if client.user_key != before:
+            # A receiver's rule may have read it before, and found that the login has ended.
+            if client.user_key != self._limits.user_key_of(client):
                 self._end(client)
                 return
-        self.add(client)
+        self._schedule(client)
+
+
+class _Remembered:
+    """Names, each for so many seconds; where there are too many, the oldest are forgotten before their time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._until: dict[str | None, float] = {}
+        """In the order in which they are forgotten."""
+
+    def __contains__(self, name: str | None) -> bool:
+        return self._until.get(name, 0.0) > self._loop.time()
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._until)
+
+    def add(self, name: str) -> None:
+        now, until = self._loop.time(), self._until
+        while until and (len(until) >= MAX_REMEMBERED or next(iter(until.values())) <= now):
+            del until[next(iter(until))]
+        until.pop(name, None)
+        until[name] = now + self._seconds
 
 
 def _names(order: dict[str, Any], field: str) -> list[str]:
     names = order.get(field)
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _reread_all(identities: Iterable[Identity]) -> list[Identity | Exception]:
-    """Read each again, those of one session once; it blocks."""
-    known: dict[str, Identity | Exception] = {}
-    found = []
-    for identity in identities:
-        name = identity.session_hash
-        if name is None or identity.session is None:
-            found.append(_reread(identity))
-        else:
-            if name not in known:
-                known[name] = _reread(identity)
-            found.append(known[name])
-    return found
-
-
-def _reread(identity: Identity) -> Identity | Exception:
-    try:
-        return reread(identity)
-    except Exception as error:
-        return error

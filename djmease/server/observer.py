@@ -23,7 +23,7 @@ from djmease.server.logins import Logins
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.readers import Readers
-from djmease.server.tallies import MAX_ERROR, Record, Tallies, Tally
+from djmease.server.tallies import MAX_ERROR, Durations, Record, Tallies, Tally
 
 HISTORY = 150
 """Values of each plot."""
@@ -57,10 +57,10 @@ class Observer:
         trouble: Callable[[], str | None],
         is_draining: Callable[[], bool],
     ) -> None:
-        self._about = about
+        self.about = about
         """What never changes: ``id``, ``host``, ``pid`` and so on."""
         self._interval = interval
-        self._tallies = tallies
+        self.tallies = tallies
         self._dispatch = dispatch
         self._outbox = outbox
         self._readers = readers
@@ -84,28 +84,30 @@ class Observer:
         self._counts: dict[Tally, int] = {}
 
     @property
+    def loop_delays(self) -> Durations:
+        """By how much the loop came late to timers."""
+        return self._dispatch.watch.loop_delays
+
+    @property
     def server_id(self) -> str:
-        server_id: str = self._about["id"]
+        server_id: str = self.about["id"]
         return server_id
 
     # The report
 
     def described(self) -> bytes:
         """Return what the counts in a report are about, in JSON; it never changes."""
-        return json.dumps([_description(tally) for tally in self._tallies.all]).encode()
+        return json.dumps([_description(tally) for tally in self.tallies.all]).encode()
 
     def report(self) -> dict[str, Any]:
         """Return the fields of a ``ServerReport``, but for the callbacks, of which only counts are in it, by place."""
         now = time.monotonic()
-        lags = self._tallies.lags.recent(now)
+        lags = self.tallies.lags.recent(now)
         errors, lost = self._recently(now)
         return {
-            **self._about,
+            **self.about,
             "reported_at": round(time.time(), 3),
-            "is_draining": self._is_draining(),
-            "trouble": self._trouble(),
-            "reconnects": 0 if self._listener is None else self._listener.reconnects,
-            "away": 0.0 if self._listener is None else round(self._listener.away, 3),
+            **self.state(),
             "recent_errors": errors,
             "recent_lost": lost,
             "cpu_share": round(self._cpu_share, 4),
@@ -115,10 +117,19 @@ class Observer:
             "callbacks": self._callbacks(now),
             "unrouted": [
                 {"routing": routing, "count": count, "last_at": round(last_at, 3)}
-                for routing, (count, last_at) in reversed(self._tallies.unrouted.items())
+                for routing, (count, last_at) in reversed(self.tallies.unrouted.items())
             ],
-            "messages": [_message(record) for record in self._tallies.records],
+            "messages": [_message(record) for record in self.tallies.records],
             "history": {"interval": self._interval, **{name: list(plot) for name, plot in self._plots.items()}},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return whether it is well, and what came of Redis, as fields of a ``ServerReport``."""
+        return {
+            "is_draining": self._is_draining(),
+            "trouble": self._trouble(),
+            "reconnects": 0 if self._listener is None else self._listener.reconnects,
+            "away": 0.0 if self._listener is None else round(self._listener.away, 3),
         }
 
     def counts(self) -> dict[str, Any]:
@@ -179,12 +190,12 @@ class Observer:
             "clients": float(len(self._limits.clients)),
             "received": round((received - received_before) / seconds, 1),
             "sent": round((sent - sent_before) / seconds, 1),
-            "lag": round(self._tallies.lags.take_longest(), 6),
+            "lag": round(self.tallies.lags.take_longest(), 6),
             "loop_delay": round(self._dispatch.watch.take_longest_delay(), 6),
         }
         for name, value in values.items():
             self._plots[name].append(value)
-        self._tallies.turn(now)
+        self.tallies.turn(now)
         self._past.append((now, self._dispatch.errors, self._loss()))
         while self._past[0][0] < now - RECENT:
             self._past.popleft()
@@ -203,7 +214,7 @@ class Observer:
     def _callbacks(self, now: float) -> dict[str, dict[str, Any]]:
         """Return what became of those that were ever called for, by their place in the description."""
         found = {}
-        for index, tally in enumerate(self._tallies.all):
+        for index, tally in enumerate(self.tallies.all):
             count = tally.durations.count
             if count != self._counts.get(tally, 0):
                 self._counts[tally] = count
@@ -239,8 +250,8 @@ class Observer:
         return asdict(
             MessageTrace(
                 server=self.server_id,
-                host=self._about["host"],
-                pid=self._about["pid"],
+                host=self.about["host"],
+                pid=self.about["pid"],
                 clients=len(self._limits.clients),
                 chosen=len(chosen),
                 lag=heard_at - message.published_at,

@@ -13,7 +13,8 @@ from typing import Any
 from django.utils.functional import Promise
 
 from djmease.messages import to_json
-from djmease.server.deflate import deflated
+from djmease.server.complaints import fields_of
+from djmease.server.forms import Forms, forms_of
 from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
 from djmease.server.tallies import AUTHOR, Author
 
@@ -49,21 +50,21 @@ class Run:
     late to be handed on, and is rescued.
     """
 
-    __slots__ = ("author", "connections", "deflated", "frame", "seen_to", "taken")
+    __slots__ = ("author", "connections", "forms", "frame", "seen_to", "taken")
 
     def __init__(
         self,
         frame: bytes,
         connections: list[WebSocketProtocol],
-        deflated_frame: bytes | None = None,
+        forms: Forms | None = None,
         author: Author | None = None,
     ) -> None:
         self.frame = frame
         self.author = author
         """Who wrote it, and is told how often it was handed on."""
         self.connections = connections
-        self.deflated = deflated_frame
-        """The compressed frame, for those who take such; ``None`` where nobody does or it is not worth it."""
+        self.forms = forms
+        """The frame by what a connection takes; ``None`` where it is the same for all."""
         self.taken = -1
         """How many of the connections were there when the loop took the run; -1 before it does."""
         self.seen_to = 0
@@ -98,10 +99,12 @@ class Outbox:
         """The run that ends what is collected; more may be written to it."""
         self.framed: tuple[Any, bool, bytes] = (object(), False, b"")
         """The message that was framed last, whether as binary, and its frame."""
-        self._deflated: tuple[bytes, bytes | None] = (b"", None)
-        """The frame that was compressed last, and its compressed form."""
+        self._formed: tuple[bytes, bytes | None, Forms | None] = (b"", None, None)
+        """The frame that was given its forms last, the header before it, and its forms."""
         self.deflating = 0
         """How many connections take compressed frames."""
+        self.heading = 0
+        """How many connections take headers."""
         self.quiet_threads: set[int] = set()
         """Those whose writing does not wake the loop, which comes for it by itself."""
         self._is_awake = False
@@ -135,7 +138,9 @@ class Outbox:
         Raises ``TypeError`` or ``ValueError`` for what JSON cannot hold.
         """
         frame = self.frame(message, binary)
-        self._collect(Run(frame, [connection], self._deflate(frame) if self.deflating else None, AUTHOR.get()))
+        author = AUTHOR.get()
+        forms = self._forms(frame, author) if self.deflating or self.heading else None
+        self._collect(Run(frame, [connection], forms, author))
 
     def end_run(self) -> None:
         """Let nothing more be written to the run that is open; whoever is just about to is rescued where it must be."""
@@ -150,7 +155,7 @@ class Outbox:
             if not late:
                 return  # Another thread has rescued it together with its own.
             run.seen_to += len(late)
-            self._append(Run(run.frame, late, run.deflated, run.author))
+            self._append(Run(run.frame, late, run.forms, run.author))
         self._wake_unless_quiet()
 
     def write(self, connection: WebSocketProtocol, frame: bytes) -> None:
@@ -159,17 +164,18 @@ class Outbox:
 
     def write_all(self, connections: list[WebSocketProtocol], frame: bytes) -> None:
         """Send one frame behind what already waits for each of these connections."""
-        self._collect(Run(frame, connections, self._deflate(frame), AUTHOR.get()))
+        author = AUTHOR.get()
+        forms = self._forms(frame, author) if self.deflating or self.heading else None
+        self._collect(Run(frame, connections, forms, author))
 
-    def _deflate(self, frame: bytes) -> bytes | None:
-        """Return the compressed form of a message's frame, made once and in the thread that writes it."""
-        if not self.deflating:
-            return None
-        known, known_deflated = self._deflated
-        if known is frame:
-            return known_deflated
-        made = deflated(frame)
-        self._deflated = (frame, made)
+    def _forms(self, frame: bytes, author: Author | None) -> Forms | None:
+        """Return the forms of a message's frame, made once and in the thread that writes it."""
+        header = None if author is None else author.header
+        known, known_header, known_forms = self._formed
+        if known is frame and known_header is header:
+            return known_forms
+        made = forms_of(frame, header, deflating=self.deflating, heading=self.heading)
+        self._formed = (frame, header, made)
         return made
 
     def run_on_loop(self, function: Any, *arguments: Any) -> None:
@@ -245,7 +251,7 @@ class Outbox:
         if len(collected) == 1 and isinstance(run := collected[0], Run) and not self._dirty:
             for connection in run.connections[: run.taken]:
                 if not connection.closing:
-                    self._send(connection, run.deflated if run.deflated and connection.takes_deflated else run.frame)
+                    self._send(connection, run.frame if run.forms is None else run.forms[connection.takes])
         else:
             self._is_handing_on = True
             self._hand_on_all(collected)
@@ -290,8 +296,9 @@ class Outbox:
         self._hand_on(runs, connections)
 
     def _hand_on(self, runs: list[Run], connections: list[WebSocketProtocol]) -> None:
-        data = plain = _joined([run.frame for run in runs])
-        small = _joined([run.deflated or run.frame for run in runs]) if self.deflating else plain
+        data = _joined([run.frame for run in runs])
+        has_forms = any(run.forms is not None for run in runs)
+        by_form: dict[int, bytes] = {}
         dirty = self._dirty
         for connection in connections:
             if connection.closing:
@@ -299,8 +306,11 @@ class Outbox:
             waiting = connection.waiting
             if not waiting:
                 dirty.append(connection)
-            if small is not plain:
-                data = small if connection.takes_deflated else plain
+            if has_forms:
+                takes = connection.takes
+                if takes not in by_form:
+                    by_form[takes] = _joined([run.frame if run.forms is None else run.forms[takes] for run in runs])
+                data = by_form[takes]
             waiting.append(data)
 
     def _call(self, function: Step) -> None:
@@ -329,5 +339,6 @@ class Outbox:
             "client %s does not read: %d bytes wait for it, over MEASE_MAX_CLIENT_BUFFER; it is closed with 1013",
             getattr(connection.handler, "id", "?"),
             len(connection.backlog),
+            extra=fields_of(connection.handler),
         )
         connection.cut_off(1013, "you do not read what is sent")

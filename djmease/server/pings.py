@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 
+from djmease.server.complaints import fields_of
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import WebSocketProtocol
 
@@ -75,5 +76,6 @@ class Pings:
             "client %s has not answered a ping for %s s: it is given up",
             getattr(connection.handler, "id", "?"),
             self._timeout,
+            extra=fields_of(connection.handler),
         )
         connection.abort()

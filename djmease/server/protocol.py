@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 from tornado.websocket import WebSocketProtocol as TornadoWebSocketProtocol
 from tornado.websocket import WebSocketProtocol13 as TornadoWebSocketProtocol13
 
+from djmease.server.complaints import fields_of
 from djmease.server.deflate import InflateError, TooLongError, inflated, negotiate
 from djmease.server.tls import TLSSocket
 
@@ -59,6 +60,10 @@ def build_close(code: int | None, reason: str | None) -> bytes:
     text = (reason or "").encode(errors="replace")[:123].decode(errors="ignore")
     return build_frame(CLOSE, struct.pack("!H", 1000 if code is None else code) + text.encode())
 
+
+DEFLATED, HEADED = 1, 2
+"""Forms of messages: compressed (RFC 7692), and with the headers of the subprotocol that follows."""
+HEADED_SUBPROTOCOL = "mease.v1"
 
 SENDABLE_CLOSE_CODES = "1000 to 1003, 1007 to 1014, or 3000 to 4999"
 
@@ -250,6 +255,7 @@ class Outbox(Protocol):
     """What the protocol needs of ``server/outbox.py``."""
 
     deflating: int
+    heading: int
 
     def enqueue(self, connection: Any, frame: bytes) -> None: ...
 
@@ -288,8 +294,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
     ) -> None:
         super().__init__(handler)
         self._may_deflate = may_deflate
-        self.takes_deflated = False
-        """Whether it is sent compressed frames."""
+        self.takes = 0
+        """The form of the messages that it is sent: 0, ``DEFLATED``, ``HEADED``, or their sum."""
         self._outbox = outbox
         self._readers = readers
         self._parser = Parser(max_message_size)
@@ -343,11 +349,22 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         handler.request.connection = None
         handler.request.server_connection = None
         if self._socket is not None:
+            if self._subprotocol == HEADED_SUBPROTOCOL:
+                self._take(HEADED)
             if extension:
-                self.takes_deflated = self._parser.takes_deflated = True
-                self._outbox.deflating += 1
+                self._parser.takes_deflated = True
+                self._take(DEFLATED)
             handler.open()
             self._feed(early)
+
+    def _take(self, form: int) -> None:
+        self._count_form(-1)
+        self.takes |= form
+        self._count_form(1)
+
+    def _count_form(self, difference: int) -> None:
+        self._outbox.deflating += difference * bool(self.takes & DEFLATED)
+        self._outbox.heading += difference * bool(self.takes & HEADED)
 
     def _take_over(self, stream: IOStream) -> bytes:
         """Take the socket from Tornado's stream, and return what the client sent behind its handshake.
@@ -589,7 +606,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self.handler.on_ws_connection_close(code, reason or None)
         except Exception:
             # Others are in the middle of their own reading and writing, which this must not end.
-            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"))
+            extra = fields_of(self.handler)
+            logger.exception("client %s: its end could not be told", getattr(self.handler, "id", "?"), extra=extra)
 
     def _disconnect(self) -> None:
         """Give up the socket: the only place that closes it, its reader, its writer and its timer before."""
@@ -603,8 +621,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._timer.cancel()
             self._timer = None
         sock.close()
-        if self.takes_deflated:
-            self._outbox.deflating -= 1
+        self._count_form(-1)
         self.closing = True
         self._is_reading = False
         self.waiting.clear()

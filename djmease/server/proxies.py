@@ -28,6 +28,23 @@ class Sender:
     """The host that a proxy says was asked for; ``None`` where the Host header says it."""
 
 
+class Peers:
+    """Who connects from certain addresses and networks, or, where ``unix`` is among them, by a Unix socket."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._networks = [ip_network(entry, strict=False) for entry in entries if entry != UNIX]
+        self._has_unix = UNIX in entries
+
+    def __contains__(self, peer: str) -> bool:
+        if peer == UNIX_PEER:
+            return self._has_unix
+        address = _address(peer)
+        return address is not None and self.has(address)
+
+    def has(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
 class Proxies:
     """The proxies that are believed: addresses, networks and ``unix``.
 
@@ -35,14 +52,13 @@ class Proxies:
     """
 
     def __init__(self, trusted: Sequence[str], *, trusts_host: bool) -> None:
-        self._networks = [ip_network(entry, strict=False) for entry in trusted if entry != UNIX]
-        self._trusts_unix = UNIX in trusted
+        self._trusted = Peers(trusted)
         self._trusts_host = trusts_host
         self._has_told = False
 
     def sender(self, peer: str, scheme: str, headers: Mapping[str, str]) -> Sender:
         """Return whom a handshake comes from, given the peer of its connection and the scheme of that."""
-        if not self._trusts_peer(peer):
+        if peer not in self._trusted:
             if "X-Forwarded-For" in headers:
                 self._tell(peer)
             return Sender(address=peer, scheme=scheme)
@@ -53,14 +69,16 @@ class Proxies:
             host=host or None,
         )
 
-    def _trusts_peer(self, peer: str) -> bool:
-        if peer == UNIX_PEER:
-            return self._trusts_unix
-        address = _address(peer)
-        return address is not None and self._trusts(address)
+    def caller(self, peer: str, headers: Mapping[str, str]) -> str | None:
+        """Return whose a request is that only some may make; ``None`` where it was passed on, and nobody says for whom.
 
-    def _trusts(self, address: Address) -> bool:
-        return any(address in network for network in self._networks)
+        Unlike ``sender`` it takes no proxy for the one who asks: neither one that is not believed, nor one that is and
+        does not say.
+        """
+        if not is_forwarded(headers):
+            return peer
+        address = self._client(headers.get("X-Forwarded-For", "")) if peer in self._trusted else None
+        return None if address == UNIX_PEER else address
 
     def _client(self, forwarded: str) -> str | None:
         """Return the last address that is no proxy's: what stands before it anybody may have written."""
@@ -69,7 +87,7 @@ class Proxies:
             address = _address(entry)
             if address is None:
                 return None
-            if not self._trusts(address):
+            if not self._trusted.has(address):
                 break
         return str(address)
 
@@ -84,6 +102,30 @@ class Proxies:
             name,
             name,
         )
+
+
+FORWARDED = (
+    "Forwarded",
+    "Via",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Port",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Server",
+    "X-Real-Ip",
+    "X-Client-Ip",
+    "X-Original-Forwarded-For",
+    "X-Cluster-Client-Ip",
+    "X-Envoy-External-Address",
+    "True-Client-Ip",
+    "Cf-Connecting-Ip",
+)
+"""Headers by which a proxy, a balancer or a CDN shows that it has passed a request on (RFC 7239; RFC 9110, 7.6.3)."""
+
+
+def is_forwarded(headers: Mapping[str, str]) -> bool:
+    """Tell whether a header shows that a proxy has passed a request on."""
+    return any(name in headers for name in FORWARDED)
 
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}

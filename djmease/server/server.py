@@ -28,16 +28,19 @@ from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
 from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Authentication
+from djmease.server.joining import Joining
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
+from djmease.server.metrics import Exporter, Metrics
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
-from djmease.server.proxies import Proxies
+from djmease.server.proxies import Peers, Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
+from djmease.server.subscriptions import Subscriptions
 from djmease.server.tallies import Tallies
 
 logger = logging.getLogger("djmease.server")
@@ -63,6 +66,8 @@ class Server:
         sockets: Sequence[socket.socket],
         connect: Callable[[], Connection] | None,
         channel_prefix: str,
+        group_prefix: str,
+        user_prefix: str,
         heartbeat_channel: str,
         control_channel: str,
         servers_key: str,
@@ -82,6 +87,7 @@ class Server:
         ping_interval: float,
         ping_timeout: float,
         limits: Limits[Client],
+        max_groups: int,
         max_header_size: int,
         handshake_timeout: float,
         drain_timeout: float,
@@ -89,6 +95,7 @@ class Server:
         recheck_interval: float,
         report_interval: float | None,
         reports_bodies: bool,
+        metrics_allow: Sequence[str],
         revive: Callable[[], Awaitable[None]] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -99,7 +106,8 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._limits = limits
         self._drain_timeout = drain_timeout
-        self.clients = Clients(self._outbox)
+        self._subscriptions = Subscriptions(loop, group_prefix=group_prefix, user_prefix=user_prefix)
+        self.clients = Clients(self._outbox, self._subscriptions)
         tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
         self._dispatch = Dispatch(
             loop,
@@ -109,10 +117,12 @@ class Server:
             slow_callback_timeout=slow_callback_timeout,
             authentication=authentication,
             tallies=tallies,
+            joining=Joining(registry, max_groups=max_groups),
             on_traced=self._on_traced,
         )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
+        self.asked = self._dispatch.asked
         self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
         self._logins = Logins(
             loop,
@@ -130,6 +140,7 @@ class Server:
             heartbeat_channel=heartbeat_channel,
             control_channel=control_channel,
             heartbeat=heartbeat.encode(),
+            subscriptions=self._subscriptions,
             on_message=self._dispatch.publish,
             on_heartbeat=self.neighbours.hear,
             on_control=self._on_control,
@@ -177,9 +188,16 @@ class Server:
             "max_message_size": max_message_size,
             "may_deflate": compression,
         }
+        metrics = {
+            "exporter": Exporter(self.observer),
+            "allowed": Peers(metrics_allow),
+            "proxies": proxies,
+            "complaints": Complaints(logger),
+        }
         routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
             ("/healthz", Health, {"trouble": no_trouble}),
             ("/readyz", Health, {"trouble": lambda: self.trouble}),
+            ("/metrics", Metrics, metrics),
             (re.escape(path) if path else ".*", Client, handler),
         ]
         self._http = _HTTPServer(
@@ -329,6 +347,7 @@ class Server:
         self.observer.opened += 1
         self._limits.enter(client)
         self._no_clients.clear()
+        self.clients.enter(client)
         self._pings.add(client.ws_connection)
         self._logins.add(client)
         self._dispatch.opened(client)
@@ -338,11 +357,23 @@ class Server:
     def join(self, client: Client, group: str) -> None:
         self.clients.join(client, group)
 
+    async def ajoin(self, client: Client, group: str) -> None:
+        await self.clients.join_on_loop(client, group)
+
     def leave(self, client: Client, group: str) -> None:
         self.clients.leave(client, group)
 
     async def identify(self, request: HTTPServerRequest) -> Identity:
         return await self._dispatch.identify(request)
+
+    async def expect(self, user_key: str) -> None:
+        """Return when what is published to a user comes here, and go on hearing it for a while."""
+        channel = self._subscriptions.of_user(user_key)
+        self._subscriptions.hold(channel)
+        try:
+            await self._subscriptions.wait_on_loop(channel)
+        finally:
+            self._subscriptions.release(channel)
 
     def closed(self, client: Client) -> None:
         self.observer.closed[str(client.close_code or "none")] += 1

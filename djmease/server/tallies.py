@@ -34,6 +34,10 @@ before."""
 class Author(Protocol):
     """Who is told how often what it has written was handed on."""
 
+    @property
+    def header(self) -> bytes | None:
+        """What goes before its messages where a client takes headers."""
+
     def wrote(self, count: int) -> None: ...
 
 
@@ -203,6 +207,8 @@ class Tallies:
         self.records: deque[Record] = deque(maxlen=MAX_MESSAGES)
         self.unrouted: dict[str, tuple[int, float]] = {}
         """Routings without a sender: how often each came, and when last; the one that came last is last."""
+        self.unrouted_count = 0
+        """Messages for which there was no sender, in all."""
         self.lags = Lags()
         self._turned_at = 0.0
 
@@ -231,6 +237,7 @@ class Tallies:
 
     def unheard(self, routing: str) -> None:
         """Note a message for which there is no sender."""
+        self.unrouted_count += 1
         count, _ = self.unrouted.pop(routing, (0, 0.0))
         self.unrouted[routing] = (count + 1, time.time())
         if len(self.unrouted) > MAX_UNROUTED:

@@ -17,7 +17,8 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple, Protocol
 
 from djmease.registry import Callback
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, fields_of
+from djmease.server.tallies import Durations
 
 logger = logging.getLogger("djmease.server")
 
@@ -35,6 +36,9 @@ class Call(Protocol):
     """What runs; its hash is its identity."""
 
     callback: Callback
+
+    @property
+    def about(self) -> object: ...
 
     @property
     def subject(self) -> str: ...
@@ -83,6 +87,7 @@ class Watch:
         """Times that the loop stood still."""
         self.loop_delay = 0.0
         """Seconds by which the loop came late to its last timer."""
+        self.loop_delays = Durations()
         self._longest_delay = 0.0
         self._turned_at = self._due_at = 0.0
         self._is_blocked = False
@@ -127,7 +132,8 @@ class Watch:
         if call in self._named:
             self._named.discard(call)
             seconds = time.monotonic() - started
-            logger.warning("%s has ended after %.1f s for %s", call.callback.path, seconds, call.subject)
+            extra = fields_of(call.about)
+            logger.warning("%s has ended after %.1f s for %s", call.callback.path, seconds, call.subject, extra=extra)
 
     # On the loop
 
@@ -135,6 +141,7 @@ class Watch:
         now = time.monotonic()
         self.loop_delay = max(0.0, now - self._due_at)
         self._longest_delay = max(self._longest_delay, self.loop_delay)
+        self.loop_delays.add(self.loop_delay)
         before, self._turned_at = self._turned_at, now
         if self._is_blocked:
             self._is_blocked = False
@@ -172,7 +179,13 @@ class Watch:
         who = f" while {call.callback.path} runs for {call.subject}" if call is not None else ""
         self.blocked += 1
         self._is_blocked = True
-        logger.warning("the loop has stood still for %.1f s%s, and serves nobody:\n%s", seconds, who, stack)
+        logger.warning(
+            "the loop has stood still for %.1f s%s, and serves nobody:\n%s",
+            seconds,
+            who,
+            stack,
+            extra=fields_of(call and call.about),
+        )
 
     def _look_at_calls(self, now: float) -> None:
         found: list[tuple[Call, Entry]] = []
@@ -198,7 +211,13 @@ class Watch:
         stack = self._stack_of_thread(where) if isinstance(where, int) else self._stack_of_awaited(where)
         self._named.add(call)
         logger.warning(
-            "%s still %s after %.1f s for %s:\n%s", call.callback.path, does, now - started, call.subject, stack
+            "%s still %s after %.1f s for %s:\n%s",
+            call.callback.path,
+            does,
+            now - started,
+            call.subject,
+            stack,
+            extra=fields_of(call.about),
         )
 
     def _look_at_queue(self, now: float) -> None:

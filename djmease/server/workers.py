@@ -100,6 +100,11 @@ class Workers:
         """Whether no thread has come for a job for a while."""
         return self._loop.time() - self._taken_at > PATIENCE
 
+    @property
+    def _has_one_to_wake(self) -> bool:
+        """Whether there is a thread for what waits; where all are busy, the first that is not takes it by itself."""
+        return self._awake < self._limit or (bool(self._closers) and not self._is_kept_awake)
+
     def _wake_one(self) -> None:
         """Wake one thread more, with the lock held; the kept one where all others are busy."""
         if self._awake < self._limit:
@@ -150,9 +155,10 @@ class Workers:
             if is_waited_for and self._is_late:
                 self._wake_one()
             is_busy = self._awake > 0 or self._is_kept_awake
+            is_helped_soon = is_waited_for and self._has_one_to_wake
         self._outbox.tick()
         if is_busy:
-            self._look_in(PATIENCE if is_waited_for else min(2 * self._interval, MAX_LOOK_INTERVAL))
+            self._look_in(PATIENCE if is_helped_soon else min(2 * self._interval, MAX_LOOK_INTERVAL))
 
     def _finish(self) -> None:
         """Go on with what waited for the jobs, then send what they wrote: threads may work while the loop sends."""

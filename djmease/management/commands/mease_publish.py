@@ -14,7 +14,7 @@ from django.core.management.base import CommandError
 
 from djmease import messages, tracing
 from djmease.management.terminal import TerminalCommand
-from djmease.publishing import PublishError, UnknownRouting, publish_now
+from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
 from djmease.reporting import START_COMMAND
 from djmease.tables import several
 from djmease.trace_text import trace_text
@@ -25,9 +25,9 @@ STDIN = "-"
 class Command(TerminalCommand):
     help = (
         "Publishes a message, and prints its id and how many servers heard it; with --trace, follows it to the clients "
-        "or to where it stops, with the exit code 1 where no client got it. "
-        """Example: python manage.py mease_publish news '{"text": "Hello world !"}' --json --trace"""
+        "or to where it stops, with the exit code 1 where no client got it."
     )
+    example = 'mease_publish news "Hello world !" --trace'
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("routing", metavar="ROUTING", help="what it is published on, for example chat.message")
@@ -63,17 +63,27 @@ class Command(TerminalCommand):
 
     def _publish(self, options: dict[str, Any], message: Any, groups: list[str], users: list[str]) -> None:
         sent = publish_now(options["routing"], message, group=groups or None, user=users or None)
-        if sent.heard:
+        if not sent.heard:
+            self.say(self.palette.WARNING(f"Published {sent.id}, and {_unheard(sent)}"))
+        elif len(sent.channels) == 1:
             self.say(f"Published {sent.id}: {several(sent.heard, 'server')} heard it.")
         else:
-            told = f"Published {sent.id}, and no server heard it. Start one: {START_COMMAND}"
-            self.say(self.palette.WARNING(told))
+            told = (
+                f"Published {sent.id} on {len(sent.channels)} channels: servers heard it {several(sent.heard, 'time')}."
+            )
+            self.say(told)
 
     def _trace(self, options: dict[str, Any], message: Any, groups: list[str], users: list[str]) -> None:
         found = tracing.follow(options["routing"], message, groups=groups, users=users, timeout=options["timeout"])
         self.say(trace_text(found, width=self.width, style=self.palette))
         if not found.written:
             sys.exit(1)
+
+
+def _unheard(sent: Publication) -> str:
+    if sent.is_for_all:
+        return f"no server heard it. Start one: {START_COMMAND}"
+    return "no server has a client whom it is for; see mease_status, or --trace."
 
 
 def _message(options: dict[str, Any]) -> Any:

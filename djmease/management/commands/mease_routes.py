@@ -15,9 +15,9 @@ from djmease.routes_text import registry_json, registry_text, resolution_json, r
 class Command(TerminalCommand):
     help = (
         "Lists the routes, receivers, openers and closers, and where each was declared; or tells which senders would "
-        "run for a routing, with the exit code 1 where none would. It asks no server, and no Redis. "
-        "Example: python manage.py mease_routes chat.message"
+        "run for a routing, with the exit code 1 where none would. It asks no server, and no Redis."
     )
+    example = "mease_routes chat.message"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("routing", nargs="?", metavar="ROUTING", help="tell what would run for this routing")

@@ -26,10 +26,8 @@ CLEAR, HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[2J", "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class Command(TerminalCommand):
-    help = (
-        "Tells what the WebSocket servers report, and whether it is well; the exit code is 1 where it is not. "
-        "Example: python manage.py mease_status --watch"
-    )
+    help = "Tells what the WebSocket servers report, and whether it is well; the exit code is 1 where it is not."
+    example = "mease_status --watch"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--watch", action="store_true", help="look again every two seconds; Ctrl-C ends it")

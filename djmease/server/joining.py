@@ -1,0 +1,110 @@
+"""What clients ask for by headers of ``mease.v1``: to join and to leave groups, as ``MEASE_GROUPS`` declares."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from djmease.messages import is_valid_name
+from djmease.registry import Callback, GroupRule, Registry, bind
+from djmease.server.client import Client
+from djmease.server.complaints import Complaints
+from djmease.server.forms import header_of
+from djmease.server.tallies import Tally
+
+logger = logging.getLogger("djmease.server")
+
+MAX_REFERENCE = 2**53
+"""What a client may number its questions with: a number of JavaScript."""
+
+
+class Joining:
+    """Answers each question with ``joined``, ``left`` or ``refused``, with the question's ``ref`` if it has one."""
+
+    def __init__(self, registry: Registry, *, max_groups: int) -> None:
+        self._registry = registry
+        self._max_groups = max_groups
+        self._complaints = Complaints(logger)
+        self.tally = Tally(
+            Callback(
+                kind="receiver",
+                function=self._answer,
+                path=f"{__name__}.Joining",
+                source=__name__,
+                is_async=True,
+                binding=bind(self._answer, "receiver"),
+            )
+        )
+        # Bounded, because names come from outside and are endless.
+        self.header = functools.lru_cache(maxsize=1024)(self._header)
+
+    def _header(self, groups: tuple[str, ...]) -> bytes | None:
+        """Return what goes before a message that was published to groups: those that clients may know of."""
+        known = [group for group in groups if self._registry.group_rule(group) is not None]
+        return header_of({"groups": known}) if known else None
+
+    def needs_thread(self, fields: dict[str, Any]) -> bool:
+        """Tell whether it may take a query to answer."""
+        rule = self._rule(fields)
+        return fields.get("type") == "join" and rule is not None and rule.rule is not None
+
+    def refuse(self, client: Client, fields: dict[str, Any]) -> bool:
+        """Tell the client what it does not meet, in a thread, if there is anything."""
+        rule = self._rule(fields)
+        reason = None if rule is None else rule.refusal(client.user, fields["group"])
+        if reason is None:
+            return False
+        self._say_no(client, fields, reason)
+        return True
+
+    def _rule(self, fields: dict[str, Any]) -> GroupRule | None:
+        group = fields.get("group")
+        return self._registry.group_rule(group) if is_valid_name(group) and isinstance(group, str) else None
+
+    async def _answer(self, client: Client, message: dict[str, Any]) -> None:
+        if message.get("type") == "join":
+            await self._join(client, message)
+        elif message.get("type") == "leave":
+            self._leave(client, message)
+        else:
+            self._say_no(client, message, "unknown_type")
+
+    async def _join(self, client: Client, fields: dict[str, Any]) -> None:
+        group = fields.get("group")
+        if self._rule(fields) is None or not isinstance(group, str):
+            self._say_no(client, fields, "not_listed")
+        elif group not in client.own_groups and len(client.own_groups) >= self._max_groups:
+            self._say_no(client, fields, "too_many")
+        else:
+            client.own_groups |= {group}
+            await client.ajoin(group)
+            client.write_header(_reply("joined", fields))
+
+    def _leave(self, client: Client, fields: dict[str, Any]) -> None:
+        group = fields.get("group")
+        if isinstance(group, str) and group in client.own_groups:
+            client.own_groups -= {group}
+            client.leave(group)
+        client.write_header(_reply("left", fields))
+
+    def _say_no(self, client: Client, fields: dict[str, Any], reason: str) -> None:
+        self._complaints.say(
+            "client %s may not %.40r %.200r: %s",
+            client.id,
+            fields.get("type"),
+            fields.get("group"),
+            reason,
+            about=client,
+        )
+        client.write_header({**_reply("refused", fields), "reason": reason})
+
+
+def _reply(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    reply: dict[str, Any] = {"type": kind}
+    group, reference = fields.get("group"), fields.get("ref")
+    if isinstance(group, str):
+        reply["group"] = group
+    if type(reference) is int and abs(reference) <= MAX_REFERENCE:
+        reply["ref"] = reference
+    return reply
