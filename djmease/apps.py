@@ -14,6 +14,7 @@ from djmease.revocation import watch_logins
 class MeaseAppConfig(AppConfig):
     name = "djmease"
     verbose_name = "django-mease"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         register(check_settings, "djmease")

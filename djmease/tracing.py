@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from djmease import connections, loader, reporting
-from djmease.publishing import PublishError, UnknownRouting, publish_now
+from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
 from djmease.registry import Callback
 from djmease.reporting import Status
 from djmease.reports import NO_SENDER, MessageTrace, SenderTrace, ServerReport, read
@@ -103,18 +103,22 @@ def follow(
         return replace(trace, refusal=str(error))
     except PublishError as error:
         return replace(trace, failure=error.reason)
-    seconds, status = time.monotonic() - began, reporting.get_status()
+    return follow_up(replace(trace, seconds=time.monotonic() - began), sent, token)
+
+
+def follow_up(trace: Trace, sent: Publication, token: str) -> Trace:
+    """Return a trace with what the servers tell of a message that was published with this token."""
+    status = reporting.get_status()
     trace = replace(
         trace,
         id=sent.id,
         channel=sent.channels[0],
         is_for_all=sent.is_for_all,
         heard=sent.heard,
-        seconds=seconds,
         running=status.servers,
     )
     if trace.heard == 0 and not trace.is_for_all:
-        return replace(trace, connected=_count_clients(status, timeout))
+        return replace(trace, connected=_count_clients(status, trace.timeout))
     return _with_answers(trace, token)
 
 
