@@ -472,6 +472,14 @@ def test_who_is_turned_away_stays_away(connected: Any, browser: Browser) -> None
     assert window.run("return events.at(-1)") == ["refused", {"code": 4403, "reason": "not here"}]
 
 
+@pytest.mark.parametrize("code", [None, 1000])
+def test_whom_a_callback_closes_stays_away_too(connected: Any, heard: list[Any], code: int | None) -> None:
+    window, server = connected()
+    server.call(lambda: [client.close(code) for client in server.server.clients.snapshot()])
+    window.wait_for("live.state === 'closed'")
+    assert window.run("return events.slice(1)") == [["close", {"code": code or 1005, "reason": ""}]]
+
+
 def test_a_ticket_says_whose_page_it_is_and_stands_in_no_log(
     connected: Any, browser: Browser, site: str, settings: Any, ada: User, log_of: Log
 ) -> None:

@@ -21,6 +21,7 @@ FILES = ROOT / "djmease" / "static" / "djmease"
 SCRIPT = FILES / "mease.js"
 MODULE = FILES / "mease.module.js"
 EXPORTS = "\nexport const { connect } = globalThis.mease;\nexport default globalThis.mease;\n"
+CODES = re.compile(r"const (REFUSED|ENDED) = \[(.*)\]")
 MAX_SIZE = 5_000
 
 
@@ -63,6 +64,15 @@ def test_the_types_know_the_same_names() -> None:
     assert set(re.findall(r'on\(name: "(\w+)"', types)) == set(events)
     states = re.findall(r'"(\w+)"', re.search(r"type State = (.*);", types)[1])
     assert set(re.findall(r'#(?:state = |end\()"(\w+)"', source)) == set(states)
+
+
+def test_it_stays_away_after_the_codes_of_which_the_readme_says_so() -> None:
+    rows = re.findall(r"^(\d{4})   (yes|no) ", (ROOT / "README.rst").read_text(), re.MULTILINE)
+    codes = {name: {int(code) for code in re.findall(r"\d+", text)} for name, text in CODES.findall(SCRIPT.read_text())}
+    away = codes["REFUSED"] | codes["ENDED"]
+    assert len(rows) >= 8
+    assert {int(code) for code, again in rows if again == "no"} <= away
+    assert not {int(code) for code, again in rows if again == "yes"} & away
 
 
 @pytest.mark.parametrize(
