@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from djmease.attendance import Person, apresence, apresence_count, presence, presence_count
 from djmease.messages import Message
 from djmease.publishing import PublishError, UnknownRouting, apublish, publish
 from djmease.registry import closer, opener, receiver, sender
@@ -14,15 +15,20 @@ __all__ = [
     "Client",
     "ClientsList",
     "Message",
+    "Person",
     "PublishError",
     "UnknownRouting",
     "adisconnect",
+    "apresence",
+    "apresence_count",
     "apublish",
     "closer",
     "disconnect",
     "get_status",
     "issue_ticket",
     "opener",
+    "presence",
+    "presence_count",
     "publish",
     "receiver",
     "sender",

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from djmease import connections, embedded, loader
 from djmease.conf import MeaseConf
 from djmease.loader import Fault
+from djmease.messages import RESERVED_PREFIX, is_valid_name
 
 ANY_ORIGIN = "*"
 
@@ -111,6 +112,12 @@ def _is_page_url(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"(wss?://[^/\s]+|/|:\d+(?=/|$))[^\s#]*", value) is not None
 
 
+def _is_group_pattern(value: Any) -> bool:
+    if not isinstance(value, str) or value.startswith(RESERVED_PREFIX):
+        return False
+    return bool(value) and is_valid_name(value.replace("*", "x").replace("?", "x"))
+
+
 def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or rule(value)
 
@@ -199,6 +206,12 @@ LIST_RULES: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
         _is_peer,
         "an address or a network",
         "for example '127.0.0.1' or '10.0.0.0/8', or 'unix' for who comes by a Unix socket",
+    ),
+    (
+        "MEASE_PRESENCE",
+        _is_group_pattern,
+        "the name of a group, or a pattern with * and ?",
+        "for example 'board.7' or 'board.*', without 'mease.' at the beginning, and without commas or spaces",
     ),
 )
 """A setting that is a list, what each entry must satisfy, that in words, and examples."""

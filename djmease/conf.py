@@ -16,6 +16,8 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     CLOSERS: list[Any] = []
     # Groups that clients may join by themselves: {group or pattern: True, or options as those of receivers}.
     GROUPS: dict[str, Any] = {}
+    # Groups of which presence() tells who is in them: names, or patterns.
+    PRESENCE: list[str] = []
     # Import the mease_registry module of each installed app.
     AUTODISCOVER = True
     # publish() refuses a routing for which no sender is registered.

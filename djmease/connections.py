@@ -39,9 +39,10 @@ RESPONSE_TIMEOUT = 1.0
 
 COMMANDS = (
     "+publish +subscribe +psubscribe +set +hset +hmget +expire +pexpire +del +zadd +zrem +zremrangebyscore +zrange "
-    "+rpush +blpop"
+    "+rpush +blpop +eval +evalsha +script|load +time +get +exists +hget +hgetall +hkeys +hlen +hvals +hdel +sadd +srem "
+    "+smembers +zscore +zrangebyscore"
 )
-"""What the user of an ACL needs: for messages, for tickets (``SET``), and for reports (all that follows)."""
+"""What the user of an ACL needs: for messages, for tickets (``SET``), for reports (up to ``BLPOP``), for presence."""
 
 _pools: dict[tuple[str, str], ConnectionPool] = {}
 
@@ -258,6 +259,11 @@ def server_prefix() -> str:
 def reply_prefix() -> str:
     """Return what stands before the keys to which servers add their answers."""
     return f"{settings.MEASE_KEY_PREFIX}.reply."
+
+
+def presence_prefix() -> str:
+    """Return what stands before the keys of who is in which group."""
+    return f"{settings.MEASE_KEY_PREFIX}.presence."
 
 
 def ticket_prefix() -> str:

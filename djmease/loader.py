@@ -36,6 +36,7 @@ from djmease.registry import (
     path_of,
     unique,
 )
+from djmease.roll import ROUTING
 
 REGISTRY_MODULE = "mease_registry"
 
@@ -72,6 +73,7 @@ def load() -> Loaded:
     """Resolve everything that is declared: settings first, then decorators in the order of ``INSTALLED_APPS``."""
     faults: list[Fault] = []
     declared = [*_declared_in_settings(faults), *decorated()]
+    declared.extend(_route_of_presence(declared))
     resolved = [(declaration, _resolve(declaration, faults)) for declaration in declared]
     _warn_of_late(declared, faults)
     _warn_of_duplicates(resolved, faults)
@@ -154,6 +156,15 @@ def _without(declaration: Declaration, switched_off: frozenset[str]) -> Declarat
         options=declaration.options,
         late=declaration.late,
     )
+
+
+def _route_of_presence(declared: Iterable[Declaration]) -> Iterator[Declaration]:
+    """Yield who writes joins and leaves to the pages, where groups have presence and the site says nothing of it."""
+    is_told = any(ROUTING in declaration.patterns for declaration in declared)
+    if settings.MEASE_PRESENCE and not is_told and ROUTING not in _switched_off():
+        yield Declaration(
+            kind="sender", target="djmease.senders.broadcast", patterns=(ROUTING,), source="MEASE_PRESENCE"
+        )
 
 
 # Who is asked whose a handshake is
@@ -562,7 +573,7 @@ def _checked_patterns(declaration: Declaration, faults: list[Fault]) -> Iterator
 def _check_pattern(pattern: Any, place: str, faults: list[Fault], what: str = "routing") -> bool:
     """Tell whether some name can match the pattern, and report the fault where none can."""
     name = pattern.replace("*", "").replace("?", "x") if isinstance(pattern, str) else pattern
-    reserved = isinstance(pattern, str) and pattern.startswith(RESERVED_PREFIX)
+    reserved = isinstance(pattern, str) and pattern.startswith(RESERVED_PREFIX) and pattern != ROUTING
     if pattern and (is_valid_name(name) or name == "") and not reserved:
         return True
     reason = f"begins with {RESERVED_PREFIX!r}, which is reserved" if reserved else f"should have {NAME_RULE}"

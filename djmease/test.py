@@ -14,6 +14,7 @@ Here callbacks run one after the other in the thread of the test, and what they 
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import override_settings
 from django.utils.module_loading import import_string
 
-from djmease import loader, publishing
+from djmease import attendance, loader, publishing, roll
 from djmease.identities import TURNED_AWAY
 from djmease.messages import Message, check_group, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
@@ -78,6 +79,7 @@ def live_server() -> Iterator[LiveServer]:
         with (
             _listed(server.publish, publishing.wires),
             _listed(server.control, publishing.control_wires),
+            _listed(lambda group: attendance.read(server.roll(group)), attendance.sources),
             override_settings(MEASE_PORT=server.port, MEASE_URL=None),
         ):
             yield server
@@ -105,6 +107,8 @@ class LiveServer(Protocol):
     def publish(self, message: Message) -> None: ...
 
     def control(self, order: dict[str, Any]) -> None: ...
+
+    def roll(self, group: str) -> list[bytes]: ...
 
     def start(self) -> None: ...
 
@@ -139,7 +143,7 @@ class Page:
                 self._turn_away(str(error))
                 return
         self._site.settle()
-        self._site.clients.append(self.client)
+        self._site.add(self.client)
 
     def _turn_away(self, reason: str) -> None:
         self.client.close(TURNED_AWAY, reason)
@@ -162,9 +166,7 @@ class Page:
 
     def close(self) -> None:
         """Leave: the closers run, once."""
-        if self.client in self._site.clients:
-            self._site.clients.remove(self.client)
-            self._site.run_all(self._site.registry.closers, self.client)
+        self._site.remove(self.client)
 
 
 class _Site:
@@ -177,6 +179,8 @@ class _Site:
             raise ImproperlyConfigured("\n".join(f"{fault.message} {fault.hint}" for fault in errors))
         self.registry: Registry = loaded.registry
         self.clients: list[TestClient] = []
+        self._roll: dict[str, dict[str, list[_Present]]] = {}
+        """Of each group, and each person in it, the clients with what they told when they joined."""
         self._published: deque[Message] = deque()
         self._is_busy = False
 
@@ -188,10 +192,50 @@ class _Site:
             return
         _sites.append(self)
         try:
-            with _listed(self._publish, publishing.captures):
+            with _listed(self._publish, publishing.captures), _listed(self._persons, attendance.sources):
                 yield
         finally:
             _sites.remove(self)
+
+    def add(self, client: TestClient) -> None:
+        """Count a client among the others, whose openers have run."""
+        self.clients.append(client)
+        for group in client.groups:
+            self.joined(client, group)
+
+    def remove(self, client: TestClient) -> None:
+        """Count a client no more, and run the closers, once."""
+        if client in self.clients:
+            self.clients.remove(client)
+            for group in client.groups:
+                self.left(client, group)
+            self.run_all(self.registry.closers, client)
+
+    def joined(self, client: TestClient, group: str) -> None:
+        """Put a client on the roll of a group that it has joined, if that has presence."""
+        if not attendance.covers(group):
+            return
+        described = roll.describe(
+            user=client.user, user_key=client.user_key, client_id=client.id, info=client.presence_json
+        )
+        present = self._roll.setdefault(group, {}).setdefault(client.person_key, [])
+        present.append((client, time.time(), described))
+        if len(present) == 1:
+            self._publish(roll.message_of(group, "join", *present[0][1:]))
+
+    def left(self, client: TestClient, group: str) -> None:
+        """Take a client off the roll of a group that it has left."""
+        present = self._roll.get(group, {}).pop(client.person_key, [])
+        others = [each for each in present if each[0] is not client]
+        if others:
+            self._roll[group][client.person_key] = others
+        elif present:
+            self._publish(roll.message_of(group, "leave", *present[0][1:]))
+
+    def _persons(self, group: str) -> list[attendance.Person]:
+        return attendance.read(
+            roll.entry_of(len(present), *present[0][1:]) for present in self._roll.get(group, {}).values()
+        )
 
     def run_all(self, callbacks: Iterable[Callback], client: TestClient) -> None:
         for callback in callbacks:
@@ -233,6 +277,8 @@ async def _call_async(callback: Callback, arguments: dict[str, Any]) -> None:
     await callback(arguments)
 
 
+_Present = tuple["TestClient", float, str]
+"""A client, when it joined, and what was told of it, as JSON."""
 _sites: list[_Site] = []
 
 
@@ -252,6 +298,7 @@ class TestClient:
         self._arguments = parse_qs(parts.query)
         self.id = new_id()
         self.storage: dict[str, Any] = {}
+        self.presence_json = "{}"
         self.groups: frozenset[str] = frozenset()
         self.user = user if user is not None else _nobody()
         self.session: Any = None
@@ -267,14 +314,33 @@ class TestClient:
         key = getattr(self.user, "pk", None)
         return None if key is None else str(key)
 
+    @property
+    def person_key(self) -> str:
+        return roll.person_key(self.user_key, self.id)
+
+    @property
+    def presence(self) -> dict[str, Any]:
+        presence: dict[str, Any] = json.loads(self.presence_json)
+        return presence
+
+    @presence.setter
+    def presence(self, info: dict[str, Any]) -> None:
+        self.presence_json = roll.encode_info(info)
+
     def join(self, group: str) -> None:
-        self.groups |= {check_group(group)}
+        if check_group(group) not in self.groups:
+            self.groups |= {group}
+            if self in self._site.clients:
+                self._site.joined(self, group)
 
     async def ajoin(self, group: str) -> None:
         self.join(group)
 
     def leave(self, group: str) -> None:
-        self.groups -= {check_group(group)}
+        if check_group(group) in self.groups:
+            self.groups -= {group}
+            if self in self._site.clients:
+                self._site.left(self, group)
 
     def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
         if self.close_code is None:
@@ -286,9 +352,7 @@ class TestClient:
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         if self.close_code is None:
             self.close_code = 1000 if code is None else code
-            if self in self._site.clients:
-                self._site.clients.remove(self)
-                self._site.run_all(self._site.registry.closers, self)
+            self._site.remove(self)
 
     def get_query_argument(self, name: str, default: Any = _REQUIRED, strip: bool = True) -> Any:
         values = self._arguments.get(name)

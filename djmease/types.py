@@ -33,6 +33,10 @@ class Client(Protocol):
     def groups(self) -> frozenset[str]:
         """The groups it is in."""
 
+    presence: dict[str, Any]
+    """What others are told of it in groups with presence (``MEASE_PRESENCE``), a kilobyte as JSON at most; an opener
+    sets it, or who else does so before ``join``."""
+
     def join(self, group: str) -> None:
         """Put it into a group; in a thread, return when what is published to the group reaches it."""
 

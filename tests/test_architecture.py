@@ -22,15 +22,16 @@ PACKAGE = ROOT / "djmease"
 LAYERS = [
     {"conf", "types", "tables", "models", "formats", "plots"},
     {"registry", "messages", "embedded", "identities", "reports"},
+    {"roll"},
     {"connections", "loader", "rereading"},
     {"publishing", "senders", "tickets"},
-    {"receivers", "revocation", "authenticators", "views", "reporting"},
+    {"receivers", "revocation", "authenticators", "views", "reporting", "attendance"},
     {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},
     {"apps", "pytest_plugin", "trace_text", "forms", "status_page", "templatetags.djmease"},
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate", "server.complaints"},
+    {"server.deflate", "server.complaints", "server.link"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
@@ -45,7 +46,7 @@ SERVER_LAYERS = [
     {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients", "server.joining"},
-    {"server.dispatch", "server.logins"},
+    {"server.dispatch", "server.logins", "server.presence"},
     {"server.observer"},
     {"server.metrics"},
     {"server.server", "server.banner"},
@@ -53,7 +54,7 @@ SERVER_LAYERS = [
     {"server.live"},
 ]
 PACKAGES = {"server.__init__", "templatetags.__init__"}
-PLAIN = {"registry", "messages", "types", "identities", "rereading", "reports"}
+PLAIN = {"registry", "messages", "types", "identities", "rereading", "reports", "roll"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

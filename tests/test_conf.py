@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "MEASE_CLOSERS": [],
     "MEASE_GROUPS": {},
     "MEASE_MAX_GROUPS": 100,
+    "MEASE_PRESENCE": [],
     "MEASE_AUTODISCOVER": True,
     "MEASE_STRICT_ROUTING": True,
     "MEASE_COMPRESSION": False,

@@ -86,7 +86,6 @@ def test_it_stays_away_after_the_codes_of_which_the_readme_says_so() -> None:
 def test_static_files_storages_take_them_and_the_tag_names_what_is_there(
     settings: Any, tmp_path: Path, storage: str
 ) -> None:
-    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.staticfiles"]
     settings.STATIC_URL, settings.STATIC_ROOT = "/static/", str(tmp_path)
     settings.STORAGES = {**settings.STORAGES, "staticfiles": {"BACKEND": storage}}
     call_command("collectstatic", interactive=False, stdout=StringIO())

@@ -177,9 +177,9 @@ def test_a_heartbeats_connection_that_is_killed_is_made_anew_and_nothing_is_lost
 ) -> None:
     async def run() -> None:
         async with scene(redis, own_valkey) as play:
-            before = play.listener._pulse._connection
+            before = play.listener._pulse._link._connection
             play.admin.client_kill_filter(_type="normal", skipme=True)
-            await within(lambda: play.listener._pulse._connection not in (before, None))
+            await within(lambda: play.listener._pulse._link._connection not in (before, None))
             await play.hears()
             assert play.listener.reconnects == 0
 

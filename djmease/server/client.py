@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from tornado.websocket import WebSocketHandler
 
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
+from djmease.roll import encode_info
 from djmease.server.complaints import Complaints
 from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
@@ -122,6 +124,8 @@ class Client(WebSocketHandler):
         """The user whose channel is heard for it."""
         self.identity = NOBODY
         self.is_turned_away = False
+        self.presence_json = "{}"
+        """What it tells of itself in groups with presence."""
 
     def __repr__(self) -> str:
         return f"<Client {self.id} from {self.request.remote_ip}>"
@@ -137,6 +141,20 @@ class Client(WebSocketHandler):
     def session(self) -> Any:
         """Django's session of the handshake's cookie, ``None`` where the site has no sessions."""
         return self.identity.session
+
+    @property
+    def presence(self) -> dict[str, Any]:
+        """What others are told of it in groups with presence: set it in an opener, or before ``join``.
+
+        It is a dict, of a kilobyte as JSON at most: setting anything else raises ``TypeError`` or ``ValueError``. It is
+        taken as it is when it is set, and what is set later counts in groups that are joined later.
+        """
+        presence: dict[str, Any] = json.loads(self.presence_json)
+        return presence
+
+    @presence.setter
+    def presence(self, info: dict[str, Any]) -> None:
+        self.presence_json = encode_info(info)
 
     @property
     def user_key(self) -> str | None:

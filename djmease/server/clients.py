@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from djmease.identities import Identity
 from djmease.messages import check_group, primary_key
@@ -73,12 +73,21 @@ class ClientsList(Sequence[Client]):
         return ClientsList(tuple(client for client in chosen if client in self), self._source)
 
 
+class Attendance(Protocol):
+    """Who is told of the members of groups: of those that are counted among the others."""
+
+    def joined(self, client: Client, group: str) -> None: ...
+
+    def left(self, client: Client, group: str) -> None: ...
+
+
 class Clients:
     """The clients that are open, indexed so that nobody has to walk over all of them. Any thread may use it."""
 
-    def __init__(self, outbox: Outbox, channels: Channels) -> None:
+    def __init__(self, outbox: Outbox, channels: Channels, attendance: Attendance | None = None) -> None:
         self.outbox = outbox
         self._channels = channels
+        self._attendance = attendance
         self._lock = threading.Lock()
         self._by_id: dict[str, Client] = {}
         self._groups: Index = {}
@@ -99,10 +108,11 @@ class Clients:
         with self._lock:
             self._by_id[client.id] = client
             self._snapshot = None
-            for group in client.groups:
-                self._groups.setdefault(group, {})[client] = None
             if client.user_key is not None:
                 self._users.setdefault(client.user_key, {})[client] = None
+            for group in client.groups:
+                self._groups.setdefault(group, {})[client] = None
+            self._tell_joined(client, client.groups)
 
     def discard(self, client: Client) -> None:
         """Count a client no more, and hear for it no more."""
@@ -115,10 +125,11 @@ class Clients:
             if self._by_id.pop(client.id, None) is None:
                 return
             self._snapshot = None
-            for group in client.groups:
-                _take_out(self._groups, group, client)
             if client.user_key is not None:
                 _take_out(self._users, client.user_key, client)
+            for group in client.groups:
+                _take_out(self._groups, group, client)
+            self._tell_left(client, client.groups)
 
     def reidentify(self, client: Client, identity: Identity) -> None:
         """Take what was read anew of a client's session: it is found under the user it has now."""
@@ -126,9 +137,12 @@ class Clients:
             before, client.identity = client.user_key, identity
             if client.user_key == before:
                 return
+            groups = client.groups if client.id in self._by_id else ()
+            self._tell_left(client, groups)
             if client.is_present:
                 self._release_user(client)
                 self._hold_user(client)
+            self._tell_joined(client, groups)
             if client.id in self._by_id:
                 if before is not None:
                     _take_out(self._users, before, client)
@@ -156,16 +170,31 @@ class Clients:
             if group not in client.groups:
                 client.groups |= {group}
                 self._channels.hold(channel)
-            if client.id in self._by_id:
-                self._groups.setdefault(group, {})[client] = None
+                if client.id in self._by_id:
+                    self._groups.setdefault(group, {})[client] = None
+                    self._tell_joined(client, (group,))
         return channel
 
     def leave(self, client: Client, group: str) -> None:
         with self._lock:
-            if client.is_present and group in client.groups:
-                self._channels.release(self._channels.of_group(group))
+            if group not in client.groups:
+                return
             client.groups -= {group}
-            _take_out(self._groups, group, client)
+            if client.is_present:
+                self._channels.release(self._channels.of_group(group))
+            if client.id in self._by_id:
+                _take_out(self._groups, group, client)
+                self._tell_left(client, (group,))
+
+    def _tell_joined(self, client: Client, groups: Iterable[str]) -> None:
+        if self._attendance is not None:
+            for group in groups:
+                self._attendance.joined(client, group)
+
+    def _tell_left(self, client: Client, groups: Iterable[str]) -> None:
+        if self._attendance is not None:
+            for group in groups:
+                self._attendance.left(client, group)
 
     def _hold_user(self, client: Client) -> None:
         client.heard_as = client.user_key

@@ -45,6 +45,8 @@ def make_server(
         servers_key=connections.servers_key(),
         server_prefix=connections.server_prefix(),
         reply_prefix=connections.reply_prefix(),
+        presence_prefix=connections.presence_prefix(),
+        presence=settings.MEASE_PRESENCE,
         heartbeat=_heartbeat(registry),
         addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
         explain=connections.reason,

@@ -61,6 +61,10 @@ class LiveServer:
         """Hand an order on as if it came from Redis."""
         self.loop.call_soon_threadsafe(self.server._on_control, order)
 
+    def roll(self, group: str) -> list[bytes]:
+        """Return the entries of a group, as Redis would hold them."""
+        return self.server.roll(group)
+
     def call(self, function: Callable[[], Result]) -> Result:
         """Run a function on the server's loop, and return what it returns."""
 

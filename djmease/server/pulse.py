@@ -11,6 +11,8 @@ from contextlib import suppress
 from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
 
+from djmease.server.link import Link
+
 logger = logging.getLogger("djmease.listener")
 
 ANSWER_TIMEOUT = 2.0
@@ -33,29 +35,18 @@ class Pulse:
         interval: float,
         explain: Callable[[BaseException], str],
     ) -> None:
-        self._make_connection = connect
+        self._link = Link(connect, timeout=ANSWER_TIMEOUT)
         self._channel = channel
         self._payload = payload
         self._interval = interval
         self._explain = explain
-        self._connection: Connection | None = None
         self._hurry = asyncio.Event()
         self.refusal: str | None = None
         """Why Redis, which answers, does not take the heartbeat: then its absence says nothing of the listener."""
 
     async def beat(self) -> None:
         """Publish once. Raises redis-py's ``RedisError``, ``OSError`` or ``TimeoutError`` where that fails."""
-        if self._connection is None:
-            self._connection = self._make_connection()
-        connection = self._connection
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await connection.connect()
-                await connection.send_command("PUBLISH", self._channel, self._payload)
-                await connection.read_response()
-        except BaseException:
-            await self.drop()
-            raise
+        await self._link.execute([("PUBLISH", self._channel, self._payload)])
         self.refusal = None
 
     async def run(self) -> None:
@@ -80,9 +71,7 @@ class Pulse:
         self._hurry.set()
 
     async def drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        await self._link.drop()
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):

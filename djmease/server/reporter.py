@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from redis.asyncio import Connection
 
+from djmease.server.link import Command, Link
+
 logger = logging.getLogger("djmease.server")
 
 ANSWER_TIMEOUT = 5.0
@@ -28,8 +30,6 @@ MAX_ANSWERS = 1000
 """Answers that may wait for Redis; the oldest go."""
 MAX_BACKOFF = 5.0
 """Seconds between two attempts, at most, where there is no interval."""
-
-Command = tuple[Any, ...]
 
 
 class Observer(Protocol):
@@ -63,7 +63,7 @@ class Reporter:
         reply_prefix: str,
         explain: Callable[[BaseException], str],
     ) -> None:
-        self._make_connection = connect
+        self._link = Link(connect, timeout=ANSWER_TIMEOUT)
         self._observer = observer
         self._interval = interval
         """Seconds between two reports; ``None`` is none at all."""
@@ -71,7 +71,6 @@ class Reporter:
         self._key = f"{server_prefix}{observer.server_id}"
         self._reply_prefix = reply_prefix
         self._explain = explain
-        self._connection: Connection | None = None
         self._answers: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_ANSWERS)
         self._bell = asyncio.Event()
         self._due_at = 0.0
@@ -92,20 +91,20 @@ class Reporter:
                 try:
                     await self._write_or_connect_anew()
                 except Exception as error:
-                    await self._drop()
+                    await self._link.drop()
                     self._note(error)
                     self._due_at = time.monotonic() + (self._interval or MAX_BACKOFF) * random.uniform(0.5, 1.0)
                 else:
                     self.trouble = None
         finally:
-            await self._drop()
+            await self._link.drop()
 
     async def leave(self) -> None:
         """Take the report back: this server ends."""
         with suppress(Exception):
             if self._interval is not None:
-                await self._execute([("DEL", self._key), ("ZREM", self._servers_key, self._observer.server_id)])
-        await self._drop()
+                await self._link.execute([("DEL", self._key), ("ZREM", self._servers_key, self._observer.server_id)])
+        await self._link.drop()
 
     async def _wait(self) -> None:
         """Return when there is an answer, or it is time for a report."""
@@ -119,12 +118,12 @@ class Reporter:
                 await self._bell.wait()
 
     async def _write_or_connect_anew(self) -> None:
-        if self._connection is not None:
+        if self._link.is_connected:
             try:
                 return await self._write()
             except Exception:
                 # It may have been closed since it was last used, which is nothing to speak of.
-                await self._drop()
+                await self._link.drop()
                 self._due_at = 0.0
         await self._write()
 
@@ -135,12 +134,12 @@ class Reporter:
         commands = [command for token, what in answers for command in self._answer_commands(token, what)]
         is_due = self._interval is not None and time.monotonic() >= self._due_at
         report = self._report_commands() if is_due else []
-        replies = await self._execute([*commands, *report])
+        replies = await self._link.execute([*commands, *report])
         for _ in range(min(waiting, len(self._answers))):
             self._answers.popleft()
         if report and replies[len(commands)]:
             # The hash was not there, and what the counts are about is to be said again.
-            await self._execute([("HSET", self._key, "callbacks", self._observer.described())])
+            await self._link.execute([("HSET", self._key, "callbacks", self._observer.described())])
 
     def _answer_commands(self, token: str, what: dict[str, Any]) -> list[Command]:
         key = f"{self._reply_prefix}{token}"
@@ -158,23 +157,6 @@ class Reporter:
             ("ZREMRANGEBYSCORE", self._servers_key, "-inf", now - FORGOTTEN_AFTER),
             ("EXPIRE", self._servers_key, round(FORGOTTEN_AFTER)),
         ]
-
-    async def _execute(self, commands: list[Command]) -> list[Any]:
-        """Send commands in one go, and return what Redis says to each. Raises the first refusal among them."""
-        if not commands:
-            return []
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            connection = self._connection
-            if connection is None:
-                connection = self._connection = self._make_connection()
-            await connection.connect()
-            await connection.send_packed_command(connection.pack_commands(commands))
-            return [await connection.read_response() for _ in commands]
-
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
 
     def _note(self, error: Exception) -> None:
         """Say once what is wrong, until it is well again or something else is."""

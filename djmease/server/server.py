@@ -37,6 +37,7 @@ from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
+from djmease.server.presence import LocalPresence, Presence
 from djmease.server.proxies import Peers, Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
@@ -73,6 +74,8 @@ class Server:
         servers_key: str,
         server_prefix: str,
         reply_prefix: str,
+        presence_prefix: str,
+        presence: Sequence[str],
         heartbeat: Heartbeat,
         addresses: Sequence[str],
         explain: Callable[[BaseException], str],
@@ -107,7 +110,26 @@ class Server:
         self._limits = limits
         self._drain_timeout = drain_timeout
         self._subscriptions = Subscriptions(loop, group_prefix=group_prefix, user_prefix=user_prefix)
-        self.clients = Clients(self._outbox, self._subscriptions)
+        self._presence = (
+            Presence(
+                loop,
+                connect=connect,
+                patterns=presence,
+                server_id=heartbeat.id,
+                key_prefix=presence_prefix,
+                group_prefix=group_prefix,
+                channels=self._subscriptions,
+                explain=explain,
+            )
+            if connect is not None and presence
+            else None
+        )
+        self._local_presence = (
+            LocalPresence(loop, patterns=presence, publish=lambda message: self.publish(message))
+            if connect is None and presence
+            else None
+        )
+        self.clients = Clients(self._outbox, self._subscriptions, self._presence or self._local_presence)
         tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
         self._dispatch = Dispatch(
             loop,
@@ -234,6 +256,8 @@ class Server:
         listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
         if self._reporter is not None:
             self._run(self._reporter.run())
+        if self._presence is not None:
+            self._run(self._presence.run())
         try:
             await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -246,6 +270,10 @@ class Server:
         if self._stopping.is_set():
             return "the server stops"
         return None if self._listener is None else self._listener.trouble
+
+    def roll(self, group: str) -> list[bytes]:
+        """Return the entries of a group, where no Redis holds them; any thread may ask."""
+        return [] if self._local_presence is None else self._local_presence.roll(group)
 
     def drain(self) -> None:
         """Ask ``serve`` to end, clients being sent away one after another; once more hurries it. On the loop only."""
@@ -294,7 +322,7 @@ class Server:
         self._dispatch.hurry(self._drain_timeout / 2)
         await self._wait_for_callbacks()
         self._dispatch.stop()
-        await self._stop_reporting()
+        await self._stop_telling()
         # Those too whose clients have gone, but who are waited for to read why.
         for connection in self._readers.connections:
             connection.abort()
@@ -303,14 +331,16 @@ class Server:
         if isinstance(outcome, Exception):
             raise outcome
 
-    async def _stop_reporting(self) -> None:
-        """Report to the end, and be gone from the list of servers then."""
+    async def _stop_telling(self) -> None:
+        """Tell Redis of this server to the end, and be gone from the list of servers and from the roll then."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._reporter is not None:
             await self._reporter.leave()
+        if self._presence is not None:
+            await self._presence.leave()
 
     async def _send_away(self) -> None:
         """Close clients one after another, at times that chance has, so that they do not all come back at once."""
@@ -368,12 +398,7 @@ class Server:
 
     async def expect(self, user_key: str) -> None:
         """Return when what is published to a user comes here, and go on hearing it for a while."""
-        channel = self._subscriptions.of_user(user_key)
-        self._subscriptions.hold(channel)
-        try:
-            await self._subscriptions.wait_on_loop(channel)
-        finally:
-            self._subscriptions.release(channel)
+        await self._subscriptions.expect(self._subscriptions.of_user(user_key))
 
     def closed(self, client: Client) -> None:
         self.observer.closed[str(client.close_code or "none")] += 1

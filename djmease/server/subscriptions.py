@@ -47,6 +47,8 @@ class Channels(Protocol):
 
     async def wait_on_loop(self, channel: str) -> None: ...
 
+    async def expect(self, channel: str) -> None: ...
+
 
 class Subscriptions:
     """Counts who needs which channel, and knows which of them Redis has confirmed. Any thread may use it.
@@ -122,6 +124,14 @@ class Subscriptions:
                     await done
             except TimeoutError:
                 self._complain(channel)
+
+    async def expect(self, channel: str) -> None:
+        """Return when Redis has confirmed a channel, and go on hearing it for a while."""
+        self.hold(channel)
+        try:
+            await self.wait_on_loop(channel)
+        finally:
+            self.release(channel)
 
     def _wait_with(self, channel: str, done: asyncio.Future[None] | threading.Event) -> bool:
         with self._lock:
