@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peers import BARE_LOOP_NAME, DAPHNE_NAME, MAKERS, OURS, UVICORN_NAME, WEBSOCKETS_NAME, WITHOUT_REPORTS_NAME, Peer
+from rows import Figures
 from site_of_benchmarks import Connections, raise_file_limit, text_frame
 
 # What costs these so much is asked of them less often.
@@ -51,8 +52,6 @@ SHORT = Sizes(
     accepted=100,
     idle=200,
 )
-Figures = dict[str, dict[str, float]]
-"""Of what, and of which server."""
 Block = Callable[[], dict[str, float]]
 """A piece of work; it returns its figures."""
 
@@ -164,15 +163,19 @@ class Comparison:
             yield {name: stack.enter_context(stand_of(name, clients, echo)) for name in names}
 
     def take_turns(self, rounds: int, blocks: list[tuple[str, Block]]) -> None:
-        """Do all of the blocks so many times, and keep the medians of their figures."""
-        rows: dict[tuple[str, str], list[float]] = {}
-        for _ in range(rounds):
-            for name, block in blocks:
-                for title, figure in block().items():
-                    rows.setdefault((title, name), []).append(figure)
-        for (title, name), values in rows.items():
-            sys.stderr.write(f"        {title}, {name}: {' '.join(f'{value:.2f}' for value in values)}\n")
-            self.figures.setdefault(title, {})[name] = statistics.median(values)
+        take_turns(rounds, blocks, self.figures)
+
+
+def take_turns(rounds: int, blocks: list[tuple[str, Block]], figures: Figures) -> None:
+    """Do all of the blocks so many times, and keep the medians of their figures."""
+    rows: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name, block in blocks:
+            for title, figure in block().items():
+                rows.setdefault((title, name), []).append(figure)
+    for (title, name), values in rows.items():
+        sys.stderr.write(f"        {title}, {name}: {' '.join(f'{value:.2f}' for value in values)}\n")
+        figures.setdefault(title, {})[name] = statistics.median(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +231,7 @@ class Stand:
 def stand_of(name: str, clients: int, echo: str = "") -> Iterator[Stand]:
     """Start a server, with so many clients that are subscribed, or whose messages it echoes."""
     with MAKERS[name](echo) as peer, closing(Connections()) as connections:
-        connections.open(peer.port, clients, path=echo)
+        connections.open(peer.ports[0], clients, path=echo)
         peer.wait_until_idle()
         if not echo:
             connections.receive(peer.publish(1))
@@ -243,10 +246,10 @@ def accept_and_keep(name: str, sizes: Sizes) -> dict[str, float]:
     with stand_of(name, 50, "async") as stand:
         peer, connections = stand.peer, stand.connections
         memory, cpu, wall = peer.memory(), peer.cpu(), time.monotonic()
-        connections.open(peer.port, sizes.accepted, path="async")
+        connections.open(peer.ports[0], sizes.accepted, path="async")
         figures = {"accept": (time.monotonic() - wall) * 1e3}
         peer.wait_until_idle()
         figures["accept cpu"] = (peer.cpu() - cpu) * 1e3
-        connections.open(peer.port, sizes.idle - sizes.accepted, path="async")
+        connections.open(peer.ports[0], sizes.idle - sizes.accepted, path="async")
         peer.wait_until_idle()
         return figures | {"memory": (peer.memory() - memory) / sizes.idle / 1024}

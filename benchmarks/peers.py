@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from site_of_benchmarks import DEADLINE, cpu_of, environment_of, memory_of, serving, text_frame
+from site_of_benchmarks import DEADLINE, cpu_of, environment_of, memory_of, server_of, site, text_frame
 
 from djmease.embedded import EmbeddedValkey
 
@@ -29,19 +29,19 @@ def frame_of_dict(number: int) -> bytes:
 
 
 FRAMES = {"text": frame_of_text, "dict": frame_of_dict, "send": frame_of_dict}
-# Reads what to publish: the kind, the first number, how many, and the seconds from one to the next. It answers with
-# when each was published, and when all were.
+# Reads what to publish: the kind, the first number, how many, the seconds from one to the next, and for each the groups
+# that it is for, if it is for any. It answers with when each was published, and when all were.
 PUBLISH_LOOP = """
 import json, sys, time
 for line in sys.stdin:
-    kind, first, count, interval = json.loads(line)
+    kind, first, count, interval, groups = json.loads(line)
     started = time.monotonic()
     times = []
-    for number in range(first, first + count):
+    for number, names in zip(range(first, first + count), groups or [()] * count):
         if interval:
             time.sleep(max(0.0, started + (number - first) * interval - time.monotonic()))
         times.append(time.monotonic())
-        publish[kind](number)
+        publish[kind](number, *names)
     print(json.dumps([*times, time.monotonic()]), flush=True)
 """
 
@@ -64,6 +64,13 @@ import djmease
 def echo(client, message):
     client.write_message(message)
 """
+JOIN = """
+@djmease.opener
+def enter(client):
+    for group in client.request.path.strip("/").split("+"):
+        client.join(group)
+    client.write_message("open")
+"""
 ECHO_ASYNC = ECHO_DEF.replace("def echo", "async def echo")
 PUBLISH_TO_DJMEASE = """
 import django
@@ -73,6 +80,7 @@ publish = {
     "text": lambda number: djmease.publish("all", f"{number:<100}"),
     "dict": lambda number: djmease.publish("all", {"text": f"{number:<89}"}),
     "send": lambda number: djmease.publish("send", {"text": f"{number:<89}"}),
+    "group": lambda number, *groups: djmease.publish("all", f"{number:<100}", group=groups),
 }
 """
 
@@ -96,6 +104,14 @@ class Show(AsyncWebsocketConsumer):
     async def show(self, event):
         await self.send(text_data=event["text"])
 
+class Member(Show):
+    async def websocket_connect(self, message):
+        self.groups = self.scope["url_route"]["kwargs"]["groups"].split("+")
+        await super().websocket_connect(message)
+    async def connect(self):
+        await self.accept()
+        await self.send(text_data="open")
+
 class Echo(AsyncWebsocketConsumer):
     async def receive(self, text_data=None, bytes_data=None):
         await self.send(text_data=text_data)
@@ -106,6 +122,7 @@ class SyncEcho(WebsocketConsumer):
 
 application = ProtocolTypeRouter({"websocket": URLRouter([
     path("", Show.as_asgi()), path("async", Echo.as_asgi()), path("def", SyncEcho.as_asgi()),
+    path("<str:groups>", Member.as_asgi()),
 ])})
 """
 PUBLISH_TO_CHANNELS = """
@@ -114,7 +131,10 @@ django.setup()
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 send = async_to_sync(get_channel_layer().group_send)
-publish = {"text": lambda number: send("all", {"type": "show", "text": f"{number:<100}"})}
+publish = {
+    "text": lambda number: send("all", {"type": "show", "text": f"{number:<100}"}),
+    "group": lambda number, group: send(group, {"type": "show", "text": f"{number:<100}"}),
+}
 """
 # Pings would be counted among the messages, and a short queue of connections would be waited for.
 UVICORN = ["uvicorn", "application:application", "--port", "{port}", "--log-level", "error"]
@@ -170,31 +190,39 @@ publish = {"text": send}
 
 @dataclass(slots=True, kw_only=True)
 class Peer:
-    """A server that runs, and the process that makes it send a message to all of its clients."""
+    """A server that runs, in one process or more, and the process that makes it send messages to its clients."""
 
-    pid: int
-    port: int
+    pids: list[int]
+    ports: list[int]
     publisher: subprocess.Popen[str]
+    home: Path
     next_number: int = 0
 
     def cpu(self) -> float:
         """Return the seconds of CPU, user and system, of the server so far."""
-        return cpu_of(self.pid)
+        return sum(map(cpu_of, self.pids))
 
     def memory(self) -> int:
         """Return the server's resident bytes."""
-        return memory_of(self.pid)
+        return sum(map(memory_of, self.pids))
 
     def publish(self, count: int, *, kind: str = "text", interval: float = 0.0) -> bytes:
         """Ask for so many messages, and return what each client has to get; call ``published`` behind it.
 
         ``interval`` is the seconds from one to the next: 0 publishes as fast as it goes.
         """
+        return b"".join(map(FRAMES[kind], self._order(kind, count, interval, [])))
+
+    def publish_to(self, groups: Sequence[Sequence[str]], *, interval: float = 0.0) -> list[bytes]:
+        """Ask for a message to each of these lists of groups, and return their frames; ``published`` comes behind."""
+        return list(map(frame_of_text, self._order("group", len(groups), interval, groups)))
+
+    def _order(self, kind: str, count: int, interval: float, groups: Sequence[Sequence[str]]) -> range:
         assert self.publisher.stdin is not None
         first, self.next_number = self.next_number, self.next_number + count
-        self.publisher.stdin.write(json.dumps([kind, first, count, interval]) + "\n")
+        self.publisher.stdin.write(json.dumps([kind, first, count, interval, groups]) + "\n")
         self.publisher.stdin.flush()
-        return b"".join(map(FRAMES[kind], range(first, first + count)))
+        return range(first, first + count)
 
     def published(self) -> list[float]:
         """Wait until all are published; return when each was begun, and when the last was done."""
@@ -211,17 +239,14 @@ class Peer:
             if after - before < 0.002:
                 return
             before = after
-        raise TimeoutError(f"the server with the process id {self.pid} is busy with nothing")
+        raise TimeoutError(f"the server with the process ids {self.pids} is busy with nothing")
 
 
 @contextmanager
 def djmease(echo: str = "", settings: str = "") -> Iterator[Peer]:
     registry = {"async": ECHO_ASYNC, "def": ECHO_DEF}.get(echo, REGISTRY)
-    with (
-        serving(registry, settings=settings) as server,
-        running(PUBLISH_TO_DJMEASE + PUBLISH_LOOP, server.home) as publisher,
-    ):
-        yield Peer(pid=server.process.pid, port=server.port, publisher=publisher)
+    with site(registry, settings=settings) as home, processes_of_djmease(home, 1) as peer:
+        yield peer
 
 
 def djmease_without_reports(echo: str = "") -> AbstractContextManager[Peer]:
@@ -229,30 +254,67 @@ def djmease_without_reports(echo: str = "") -> AbstractContextManager[Peer]:
 
 
 @contextmanager
-def channels(command: list[str]) -> Iterator[Peer]:
+def djmease_groups(processes: int) -> Iterator[Peer]:
+    """Run django-mease with clients that join the groups which their path names, and that are told when they have."""
+    with site(REGISTRY + JOIN) as home, processes_of_djmease(home, processes) as peer:
+        yield peer
+
+
+@contextmanager
+def processes_of_djmease(home: Path, count: int) -> Iterator[Peer]:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(server_of(home)) for _ in range(count)]
+        publisher = stack.enter_context(running(PUBLISH_TO_DJMEASE + PUBLISH_LOOP, home))
+        yield Peer(
+            pids=[server.process.pid for server in servers],
+            ports=[server.port for server in servers],
+            publisher=publisher,
+            home=home,
+        )
+
+
+@contextmanager
+def channels(command: list[str], processes: int = 1) -> Iterator[Peer]:
     """Run Channels by this command of a server, in which ``{port}`` stands for a free port."""
     home = Path(tempfile.mkdtemp(prefix="mease-"))
     valkey = EmbeddedValkey(home / "valkey")
     valkey.acquire()
     (home / "benchmark_settings.py").write_text(CHANNELS_SETTINGS.format(url=f"unix://{valkey.socket}"))
     (home / "application.py").write_text(CHANNELS_APP)
+    try:
+        with ExitStack() as stack:
+            servers = [stack.enter_context(process_of_channels(command, home)) for _ in range(processes)]
+            publisher = stack.enter_context(running(PUBLISH_TO_CHANNELS + PUBLISH_LOOP, home))
+            yield Peer(
+                pids=[pid for pid, _ in servers], ports=[port for _, port in servers], publisher=publisher, home=home
+            )
+    finally:
+        valkey.release()
+        shutil.rmtree(home)
+
+
+@contextmanager
+def process_of_channels(command: list[str], home: Path) -> Iterator[tuple[int, int]]:
+    """Run a process, and yield its id and its port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     arguments = [argument.format(port=port) for argument in command]
     server = subprocess.Popen([sys.executable, "-m", *arguments], cwd=home, env=environment_of(home))
     try:
         wait_for_port(port)
-        with running(PUBLISH_TO_CHANNELS + PUBLISH_LOOP, home) as publisher:
-            yield Peer(pid=server.pid, port=port, publisher=publisher)
+        yield server.pid, port
     finally:
         server.kill()
         server.wait()
-        valkey.release()
-        shutil.rmtree(home)
 
 
 def channels_on_uvicorn(echo: str = "") -> AbstractContextManager[Peer]:
     return channels(UVICORN)
+
+
+def channels_groups(processes: int) -> AbstractContextManager[Peer]:
+    """Run Channels on uvicorn with the same clients as ``djmease_groups``."""
+    return channels(UVICORN, processes)
 
 
 def channels_on_daphne(echo: str = "") -> AbstractContextManager[Peer]:
@@ -264,7 +326,7 @@ def script(code: str) -> Iterator[Peer]:
     """Run a server that prints its port, and that publishes by itself."""
     with running(code + PUBLISH_LOOP, Path.cwd()) as server:
         assert server.stdout is not None
-        yield Peer(pid=server.pid, port=int(server.stdout.readline()), publisher=server)
+        yield Peer(pids=[server.pid], ports=[int(server.stdout.readline())], publisher=server, home=Path.cwd())
 
 
 def websockets(echo: str = "") -> AbstractContextManager[Peer]:
@@ -285,6 +347,10 @@ MAKERS: dict[str, Callable[..., AbstractContextManager[Peer]]] = {
     DAPHNE_NAME: channels_on_daphne,
     WEBSOCKETS_NAME: websockets,
     BARE_LOOP_NAME: bare_loop,
+}
+MAKERS_OF_GROUPS: dict[str, Callable[[int], AbstractContextManager[Peer]]] = {
+    OURS: djmease_groups,
+    UVICORN_NAME: channels_groups,
 }
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from peers import BARE_LOOP_NAME, DAPHNE_NAME, OURS, UVICORN_NAME, WEBSOCKETS_NAME, WITHOUT_REPORTS_NAME
+from rows import Row, environment, number, table, times, wanted
 from site_of_benchmarks import ROOT
 
 if TYPE_CHECKING:
@@ -20,34 +17,6 @@ SERVERS = (OURS, WITHOUT_REPORTS_NAME, UVICORN_NAME, DAPHNE_NAME, WEBSOCKETS_NAM
 PACKAGES = ("django", "tornado", "redis", "channels", "channels-redis", "uvicorn", "daphne", "websockets")
 README_BEGIN = ".. What follows is written by benchmarks/delivery.py --write\n\n"
 README_END = "\n.. Here it ends\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A figure of all servers, and what is wanted of ours against one of them, or against another figure of ours."""
-
-    title: str
-    unit: str
-    figure: str
-    against: str = UVICORN_NAME
-    base: str = ""
-    """The figure to compare with; the same one unless said."""
-    wanted: float | None = None
-    """How many times ours the other one's is to be; where ``is_more``, how many times the other one's ours may be."""
-    is_more: bool = False
-
-    def ratio(self, result: Result) -> float | None:
-        ours = result.figures.get(self.figure, {}).get(OURS)
-        theirs = result.figures.get(self.base or self.figure, {}).get(self.against)
-        if ours is None or theirs is None:
-            return None
-        return ours / theirs if self.is_more else theirs / ours
-
-    def is_met(self, result: Result) -> bool | None:
-        ratio = self.ratio(result)
-        if ratio is None or self.wanted is None:
-            return None
-        return ratio <= self.wanted if self.is_more else ratio >= self.wanted
 
 
 ROWS = (
@@ -101,18 +70,7 @@ ROWS = (
 
 def text(result: Result) -> str:
     """Return the table with the sizes of this run, as Markdown."""
-    shown = [name for name in SERVERS if any(name in figures for figures in result.figures.values())]
-    lines = [
-        f"| figure | {' | '.join(shown)} | ratio | wanted | |",
-        f"|---|{'---:|' * len(shown)}---:|---:|---|",
-    ]
-    for row in ROWS:
-        figures = result.figures.get(row.figure, {})
-        cells = [_number(figures.get(name)) for name in shown]
-        met = {True: "met", False: "**not met**", None: ""}[row.is_met(result)]
-        cells += [_times(row.ratio(result)), _wanted(row), met]
-        lines.append(f"| {row.title}, {row.unit} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(result), ""])
+    return "\n".join([table(result.figures, ROWS, SERVERS), "", *_notes(result), ""])
 
 
 def _notes(result: Result) -> Iterable[str]:
@@ -141,7 +99,6 @@ def write(result: Result) -> None:
 
 
 def _document(result: Result) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return "\n".join(
         [
             "# What a delivered message costs",
@@ -154,8 +111,7 @@ def _document(result: Result) -> str:
             "![Bars of the figures below](benchmarks.svg)",
             "",
             text(result),
-            f"Python {platform.python_version()}, {packages}, {platform.system()} on {os.cpu_count()} cores "
-            f"({platform.machine()}).",
+            environment(PACKAGES),
             "",
             "* `Channels, uvicorn` and `Channels, daphne`: Channels 4, the pub/sub layer of channels-redis, a group.",
             "* `without reports`: django-mease with `MEASE_REPORT_INTERVAL = None`, which counts no callbacks.",
@@ -173,9 +129,9 @@ def _readme_table(result: Result) -> str:
     rows = [
         [
             f"{row.title}, {row.unit}",
-            *(_number(result.figures[row.figure].get(name)) for name in names),
-            _times(row.ratio(result)),
-            _wanted(row),
+            *(number(result.figures[row.figure].get(name)) for name in names),
+            times(row.ratio(result.figures)),
+            wanted(row),
         ]
         for row in ROWS
     ]
@@ -184,22 +140,6 @@ def _readme_table(result: Result) -> str:
     body = [" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
     top = " ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True)).rstrip()
     return "\n".join([rule, top, rule, *body, rule, ""])
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f} x" if ratio < 10 else f"{ratio:.0f} x"
-
-
-def _wanted(row: Row) -> str:
-    if row.wanted is None:
-        return "-"
-    return f"{'at most' if row.is_more else 'at least'} {row.wanted:g} x"
 
 
 # The plot
@@ -265,6 +205,6 @@ def _panel(figures: dict[str, float], title: str, unit: str) -> str:
         lines += [
             f'<text class="name{strong}" x="{NAME_WIDTH - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>',
             f'<rect class="{kind}" x="{NAME_WIDTH}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>',
-            f'<text class="{strong.strip()}" x="{NAME_WIDTH + width + 6:.1f}" y="{y + 12}">{_number(value)}</text>',
+            f'<text class="{strong.strip()}" x="{NAME_WIDTH + width + 6:.1f}" y="{y + 12}">{number(value)}</text>',
         ]
     return "\n".join(lines)

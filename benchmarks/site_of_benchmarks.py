@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -115,18 +115,25 @@ def manage(home: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def serving(
-    registry: str, *, settings: str = "", stderr: IO[str] | None = None, **environment: str
-) -> Iterator[Server]:
-    """Run a server whose ``mease_registry`` is this text, with more ``settings`` behind those of all benchmarks."""
+def site(registry: str, *, settings: str = "") -> Iterator[Path]:
+    """Make a site whose ``mease_registry`` is this text, with more ``settings`` behind those of all benchmarks."""
     home = Path(tempfile.mkdtemp(prefix="mease-"))
-    (home / "app").mkdir()
-    (home / "app" / "__init__.py").touch()
-    (home / "app" / "mease_registry.py").write_text(registry)
-    (home / "benchmark_settings.py").write_text(
-        SETTINGS.format(database=str(home / "db.sqlite3"), valkey=str(home / "valkey")) + settings
-    )
-    manage(home, "migrate", "-v0")
+    try:
+        (home / "app").mkdir()
+        (home / "app" / "__init__.py").touch()
+        (home / "app" / "mease_registry.py").write_text(registry)
+        (home / "benchmark_settings.py").write_text(
+            SETTINGS.format(database=str(home / "db.sqlite3"), valkey=str(home / "valkey")) + settings
+        )
+        manage(home, "migrate", "-v0")
+        yield home
+    finally:
+        shutil.rmtree(home)
+
+
+@contextmanager
+def server_of(home: Path, *, stderr: IO[str] | None = None, **environment: str) -> Iterator[Server]:
+    """Run a server of that site."""
     process = subprocess.Popen(
         [*MANAGE, "run_websocket_server", "0"],
         cwd=home,
@@ -144,7 +151,15 @@ def serving(
         process.wait(DEADLINE)
         assert process.stdout is not None
         process.stdout.close()
-        shutil.rmtree(home)
+
+
+@contextmanager
+def serving(
+    registry: str, *, settings: str = "", stderr: IO[str] | None = None, **environment: str
+) -> Iterator[Server]:
+    """Run a server of a site of its own."""
+    with site(registry, settings=settings) as home, server_of(home, stderr=stderr, **environment) as server:
+        yield server
 
 
 Receipt = tuple[float, int, int]
@@ -184,7 +199,11 @@ class Connections:
 
     def receive(self, expected: bytes, indices: Iterable[int] | None = None) -> None:
         """Read until each connection, or each of those with these indices, has got these bytes, and no other any."""
-        self._read(self._selector, expected, range(len(self.sockets)) if indices is None else indices)
+        self.receive_each(dict.fromkeys(range(len(self.sockets)) if indices is None else indices, expected))
+
+    def receive_each(self, expected: Mapping[int, bytes]) -> None:
+        """Read until each connection with one of these indices has got its bytes, and no other any."""
+        self._read(self._selector, expected)
 
     def receive_at(self, expected: bytes, indices: Collection[int]) -> list[Receipt]:
         """Read the same, and return when it came to those with these indices; the others are read behind them.
@@ -195,34 +214,34 @@ class Connections:
             for index in indices:
                 self._selector.unregister(self.sockets[index])
                 selector.register(self.sockets[index], selectors.EVENT_READ, index)
-            receipts = self._read(selector, expected, indices)
+            receipts = self._read(selector, dict.fromkeys(indices, expected))
         for index in indices:
             self._selector.register(self.sockets[index], selectors.EVENT_READ, index)
         self.receive(expected, set(range(len(self.sockets))).difference(indices))
         return receipts
 
-    def _read(self, selector: selectors.BaseSelector, expected: bytes, indices: Iterable[int]) -> list[Receipt]:
+    def _read(self, selector: selectors.BaseSelector, expected: Mapping[int, bytes]) -> list[Receipt]:
         done = {}
-        for index in indices:
+        for index, wanted in expected.items():
             early = self._early.pop(index, b"")
-            self._compare(index, early, expected[: len(early)])
+            self._compare(index, early, wanted[: len(early)])
             done[index] = len(early)
-        missing = sum(count < len(expected) for count in done.values())
+        missing = sum(done[index] < len(wanted) for index, wanted in expected.items())
         receipts = []
         deadline = time.monotonic() + DEADLINE
         while missing:
             for key, _ in selector.select(1.0):
                 index = key.data
-                before = done.get(index, len(expected))
+                wanted, before = expected.get(index, b""), done.get(index, 0)
                 chunk = key.fileobj.recv(1 << 20)  # type: ignore[union-attr]
                 now = time.monotonic()
                 after = before + len(chunk)
-                if not chunk or expected[before:after] != chunk:
-                    self._compare(index, chunk, expected[before:after])
+                if not chunk or wanted[before:after] != chunk:
+                    self._compare(index, chunk, wanted[before:after])
                     raise LostMessageError(f"connection {index} was closed")
                 receipts.append((now, before, after))
                 done[index] = after
-                missing -= after == len(expected)
+                missing -= after == len(wanted)
             if time.monotonic() > deadline:
                 raise LostMessageError(f"{missing} connections miss messages after {DEADLINE} s")
         return receipts
