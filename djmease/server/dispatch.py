@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -65,35 +65,60 @@ Result = TypeVar("Result")
 Select = Callable[[], ClientsList]
 
 
-@dataclass(slots=True, eq=False)
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
-    tally: Tally
-    arguments: dict[str, Any]
-    """By our names; of this call alone."""
-    about: Message | Client
-    select: Select
-    """Returns the ``clients_list``."""
-    size: int = CALL_SIZE
-    """Bytes that it counts with as long as it waits."""
-    refuse: Callable[[], bool] | None = None
-    """Asked before, in a thread: whether the call is refused after all."""
-    record: Record | None = None
-    """Of a sender: what becomes of its message, if that is counted."""
-    started: float = 0.0
-    seconds: float = 0.0
-    """How long it took."""
-    reached: int = 0
+    __slots__ = (
+        "about",
+        "arguments",
+        "callback",
+        "error",
+        "header",
+        "reached",
+        "record",
+        "refuse",
+        "seconds",
+        "select",
+        "size",
+        "started",
+        "tally",
+    )
+    reached: int
     """Times that it has written to a client, as far as the loop knows."""
-    error: BaseException | None = None
-    header: bytes | None = None
-    """What goes before its messages where a client takes headers."""
+    started: float
+    seconds: float
+    """How long it took."""
 
-    callback: Callback = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.callback = self.tally.callback
+    def __init__(
+        self,
+        tally: Tally,
+        arguments: dict[str, Any],
+        about: Message | Client,
+        select: Select,
+        size: int = CALL_SIZE,
+        record: Record | None = None,
+        header: bytes | None = None,
+    ) -> None:
+        # One is made for each message and client that is heard: what only a sender needs is set for senders.
+        self.tally = tally
+        self.callback = tally.callback
+        self.arguments = arguments
+        """By our names; of this call alone."""
+        self.about = about
+        self.select = select
+        """Returns the ``clients_list``."""
+        self.size = size
+        """Bytes that it counts with as long as it waits."""
+        self.refuse: Callable[[], bool] | None = None
+        """Asked before, in a thread: whether the call is refused after all."""
+        self.record = record
+        """Of a sender: what becomes of its message, if that is counted."""
+        self.header = header
+        """What goes before its messages where a client takes headers."""
+        self.error: BaseException | None = None
+        if record is not None or header is not None:
+            self.reached = 0
+            self.started = self.seconds = 0.0
 
     @property
     def needs_thread(self) -> bool:
@@ -367,7 +392,7 @@ class Dispatch:
         select = functools.partial(self._clients.select, message.groups, message.users)
         header = None if message.groups is None else self._joining.header(message.groups)
         calls = [
-            Call(tally, {"routing": routing, "message": body}, message, select, each, record=record, header=header)
+            Call(tally, {"routing": routing, "message": body}, message, select, each, record, header)
             for tally in tallies
         ]
         if message.trace is None:
@@ -657,8 +682,12 @@ class Dispatch:
         """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
         if call.is_left_out:
             return
-        self._begin(call)
-        self._running[call] = (call.started, threading.get_ident())
+        if call.record is not None or call.header is not None:
+            self._sign(call)
+        if call.callback.binding.wants_clients:
+            call.arguments["clients_list"] = call.select()
+        started = time.monotonic()
+        self._running[call] = (started, threading.get_ident())
         try:
             result = call.callback(call.arguments)
             if inspect.iscoroutine(result):
@@ -666,44 +695,46 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
-        self._ended(call, call.started)
-        self._count(call)
+        self._count(call, started)
 
     async def run_async(self, call: Call, then: Step) -> None:
         """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
         if call.is_left_out:
             then()
             return
-        author = self._begin(call)
+        author = self._sign(call) if call.record is not None or call.header is not None else None
+        if call.callback.binding.wants_clients:
+            call.arguments["clients_list"] = call.select()
+        started = time.monotonic()
         try:
             awaited = call.callback(call.arguments)
-            self._running[call] = (call.started, awaited)
+            self._running[call] = (started, awaited)
             await awaited
         except BaseException as error:
             self._report(call, error)
         if author is not None:
             AUTHOR.reset(author)  # Its task may be that of others too.
-        self._ended(call, call.started)
-        self._count(call)
-        if call.started >= self._tidy_at:
+        self._count(call, started)
+        if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
-            self._tidy_at = call.started + ASYNC_HYGIENE_INTERVAL
+            self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
             await sync_to_async(tidy_connections)()
         then()
 
-    def _begin(self, call: Call) -> Token[Author | None] | None:
-        call.started = time.monotonic()
-        if call.callback.binding.wants_clients:
-            call.arguments["clients_list"] = call.select()
-        if call.record is None and call.header is None:
-            return None
+    def _sign(self, call: Call) -> Token[Author | None]:
+        """Let what is written in this context be known for a sender's."""
         self._clients.outbox.end_run()  # Or it would write in the name of another call.
         return AUTHOR.set(call)
 
-    def _count(self, call: Call) -> None:
-        call.seconds = time.monotonic() - call.started
+    def _count(self, call: Call, started: float) -> None:
+        """Note that a call has ended, and how long it took."""
+        seconds = time.monotonic() - started
+        if self._running.pop(call, None) is None:
+            self.watch.ended(call, started)  # It was found slow.
         if self._tallies.is_on:
-            call.tally.durations.add(call.seconds)
+            call.tally.durations.add(seconds)
+        if call.record is not None:
+            call.started, call.seconds = started, seconds
         if traffic_logger.isEnabledFor(logging.INFO):
             clients = len(call.arguments.get("clients_list") or call.select())
             traffic_logger.info(
@@ -711,7 +742,7 @@ class Dispatch:
                 call.subject,
                 call.callback.path,
                 clients,
-                call.seconds * 1000,
+                seconds * 1000,
                 extra=fields_of(call.about),
             )
 
