@@ -183,12 +183,14 @@ class Listener:
             connection = self._connection
             if connection is None:
                 continue  # It subscribes to all that is held when it comes back.
+            commands = [("UNSUBSCRIBE", *channels) for channels in _batches(changes.unsubscribe)]
+            commands += [("SUBSCRIBE", *channels) for channels in _batches(changes.subscribe)]
             # What fails here ends the reading of this connection too.
             with suppress(RedisError, OSError):
-                for channels in _batches(changes.unsubscribe):
-                    await connection.send_command("UNSUBSCRIBE", *channels)
-                for channels in _batches(changes.subscribe):
-                    await connection.send_command("SUBSCRIBE", *channels)
+                for command in commands:
+                    if connection is not self._connection:
+                        break  # One that was given up would be connected again by redis-py, and nobody would read it.
+                    await connection.send_command(*command)
 
     async def _read_until_it_fails(self) -> Exception:
         try:

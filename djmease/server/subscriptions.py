@@ -8,10 +8,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from djmease.messages import user_channel
 from djmease.server.complaints import Complaints
@@ -22,6 +22,7 @@ LINGER = 10.0
 """Seconds for which a channel is heard that nobody needs any more: pages are loaded one after another."""
 WAIT_TIMEOUT = 2.0
 """Seconds that a join waits for Redis to confirm it."""
+Waiter = asyncio.Future[None] | threading.Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Subscriptions:
         """Channels for which Redis was asked, and how often it has not answered yet."""
         self._new: dict[str, None] = {}
         """Channels for which it is still to be asked."""
-        self._waiting: dict[str, list[asyncio.Future[None] | threading.Event]] = {}
+        self._waiting: dict[str, list[Waiter]] = {}
         self._is_connected = False
         self._bell = asyncio.Event()
         self._late = Complaints(logger)
@@ -97,15 +98,22 @@ class Subscriptions:
             if self._held[channel] > 1 or channel in self._confirmed or self._pending[channel] or channel in self._new:
                 return
             self._new[channel] = None
-        self._ring()
+        self._run_on_loop(self._bell.set)
 
     def release(self, channel: str) -> None:
         """Need a channel no more."""
         with self._lock:
             self._held[channel] -= 1
-            if self._held[channel] <= 0:
-                del self._held[channel]
+            if self._held[channel] > 0:
+                return
+            del self._held[channel]
+            if channel not in self._new:
                 self._idle[channel] = time.monotonic()
+                return
+            # Redis has not been asked for it, and will not be: whoever waits would wait for nothing.
+            del self._new[channel]
+            waiting = self._waiting.pop(channel, [])
+        self._run_on_loop(_tell, waiting)
 
     def wait(self, channel: str) -> None:
         """Return when Redis has confirmed a channel that is held, or cannot be asked now; at once on the loop."""
@@ -113,6 +121,7 @@ class Subscriptions:
             return
         done = threading.Event()
         if self._wait_with(channel, done) and not done.wait(WAIT_TIMEOUT):
+            self._wait_no_more(channel, done)
             self._complain(channel)
 
     async def wait_on_loop(self, channel: str) -> None:
@@ -124,6 +133,8 @@ class Subscriptions:
                     await done
             except TimeoutError:
                 self._complain(channel)
+            finally:
+                self._wait_no_more(channel, done)
 
     async def expect(self, channel: str) -> None:
         """Return when Redis has confirmed a channel, and go on hearing it for a while."""
@@ -133,12 +144,20 @@ class Subscriptions:
         finally:
             self.release(channel)
 
-    def _wait_with(self, channel: str, done: asyncio.Future[None] | threading.Event) -> bool:
+    def _wait_with(self, channel: str, done: Waiter) -> bool:
         with self._lock:
             if channel in self._confirmed or not self._is_connected:
                 return False
             self._waiting.setdefault(channel, []).append(done)
             return True
+
+    def _wait_no_more(self, channel: str, done: Waiter) -> None:
+        with self._lock:
+            waiting = self._waiting.get(channel, [])
+            if done in waiting:
+                waiting.remove(done)
+                if not waiting:
+                    del self._waiting[channel]
 
     def _complain(self, channel: str) -> None:
         self._late.say(
@@ -147,12 +166,12 @@ class Subscriptions:
             WAIT_TIMEOUT,
         )
 
-    def _ring(self) -> None:
+    def _run_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         if threading.get_ident() == self._thread:
-            self._bell.set()
+            function(*arguments)
         else:
             with suppress(RuntimeError):  # The loop has closed, and the clients have gone with it.
-                self._loop.call_soon_threadsafe(self._bell.set)
+                self._loop.call_soon_threadsafe(function, *arguments)
 
     # What the listener calls, on the loop
 
@@ -211,7 +230,7 @@ class Subscriptions:
         with self._lock:
             if not self._is_connected:
                 return Changes(unsubscribe=[], subscribe=[])
-            subscribe = [channel for channel in self._new if channel in self._held]
+            subscribe = list(self._new)
             self._new.clear()
             self._pending.update(subscribe)
             # One that has not been confirmed yet has to wait for that.
@@ -229,7 +248,7 @@ class Subscriptions:
             yield channel
 
 
-def _tell(waiting: Iterable[asyncio.Future[None] | threading.Event]) -> None:
+def _tell(waiting: Iterable[Waiter]) -> None:
     for done in waiting:
         if isinstance(done, threading.Event):
             done.set()
