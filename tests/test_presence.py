@@ -556,7 +556,7 @@ def test_the_roll_and_the_memberships_agree_after_everything(
         assert server.call(lambda a=attending: {place: here.connections for place, here in a._here.items()}) == (
             attending._told
         )
-        assert not attending._known
+        eventually(lambda a=attending: not a._known, "that nobody is kept in mind")
 
 
 def test_a_redis_that_does_not_permit_it_is_said_once_and_harms_nothing_else(

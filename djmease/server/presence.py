@@ -252,7 +252,8 @@ class Presence(Members):
         with self._lock:
             if epoch != self._epoch:
                 self._epoch = epoch
-                self._known.update(self._told)
+                # Who has left meanwhile is new when coming back.
+                self._known.update(place for place in self._told if place in self._here)
             self._told = told
             self._changed = dict.fromkeys([*self._here, *told])
 
