@@ -31,7 +31,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate", "server.complaints", "server.link"},
+    {"server.deflate", "server.complaints", "server.link", "server.names"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",

@@ -91,7 +91,6 @@ class Reporter:
                 try:
                     await self._write_or_connect_anew()
                 except Exception as error:
-                    await self._link.drop()
                     self._note(error)
                     self._due_at = time.monotonic() + (self._interval or MAX_BACKOFF) * random.uniform(0.5, 1.0)
                 else:
@@ -123,7 +122,6 @@ class Reporter:
                 return await self._write()
             except Exception:
                 # It may have been closed since it was last used, which is nothing to speak of.
-                await self._link.drop()
                 self._due_at = 0.0
         await self._write()
 

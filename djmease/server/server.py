@@ -33,6 +33,7 @@ from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
 from djmease.server.metrics import Exporter, Metrics
+from djmease.server.names import Names
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
@@ -66,15 +67,7 @@ class Server:
         registry: Registry,
         sockets: Sequence[socket.socket],
         connect: Callable[[], Connection] | None,
-        channel_prefix: str,
-        group_prefix: str,
-        user_prefix: str,
-        heartbeat_channel: str,
-        control_channel: str,
-        servers_key: str,
-        server_prefix: str,
-        reply_prefix: str,
-        presence_prefix: str,
+        names: Names,
         presence: Sequence[str],
         heartbeat: Heartbeat,
         addresses: Sequence[str],
@@ -109,15 +102,15 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._limits = limits
         self._drain_timeout = drain_timeout
-        self._subscriptions = Subscriptions(loop, group_prefix=group_prefix, user_prefix=user_prefix)
+        self._subscriptions = Subscriptions(loop, group_prefix=names.group_prefix, user_prefix=names.user_prefix)
         self._presence = (
             Presence(
                 loop,
                 connect=connect,
                 patterns=presence,
                 server_id=heartbeat.id,
-                key_prefix=presence_prefix,
-                group_prefix=group_prefix,
+                key_prefix=names.presence_prefix,
+                group_prefix=names.group_prefix,
                 channels=self._subscriptions,
                 explain=explain,
             )
@@ -158,9 +151,9 @@ class Server:
         self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
             connect=connect,
-            prefix=channel_prefix,
-            heartbeat_channel=heartbeat_channel,
-            control_channel=control_channel,
+            prefix=names.channel_prefix,
+            heartbeat_channel=names.heartbeat_channel,
+            control_channel=names.control_channel,
             heartbeat=heartbeat.encode(),
             subscriptions=self._subscriptions,
             on_message=self._dispatch.publish,
@@ -193,9 +186,9 @@ class Server:
             connect=connect,
             observer=self.observer,
             interval=report_interval,
-            servers_key=servers_key,
-            server_prefix=server_prefix,
-            reply_prefix=reply_prefix,
+            servers_key=names.servers_key,
+            server_prefix=names.server_prefix,
+            reply_prefix=names.reply_prefix,
             explain=explain,
         )
         self._tasks: set[asyncio.Task[None]] = set()
