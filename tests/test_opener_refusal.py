@@ -102,6 +102,21 @@ def test_others_are_let_in_and_are_never_shown_who_was_not(start_server: StartSe
         assert red.recv(5) == "[1,1]"
 
 
+def test_who_is_turned_away_hears_no_more_of_the_group_it_was_put_into(start_server: StartServer) -> None:
+    """Whether or not it has answered that it closes."""
+
+    @djmease.opener
+    def enter_and_deny(client: Any) -> None:
+        client.join("a")
+        raise PermissionDenied("not you")
+
+    server = start_server()
+    with RawClient(server).shake_hands() as client:
+        assert client.frame() == (CLOSE, (4403).to_bytes(2) + b"not you")
+        assert server.server.clients.in_groups(["a"]) == {}
+        assert server.server._subscriptions._held == {}
+
+
 def test_a_long_reason_is_cut_to_what_a_close_frame_holds(start_server: StartServer) -> None:
     turn_away("def", "ä" * 100, [])
     with RawClient(start_server()).shake_hands() as client:

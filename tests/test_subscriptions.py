@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from redis import Redis
+from websockets.sync.client import connect
 
 import djmease
 from djmease import connections, messages
@@ -144,6 +145,32 @@ def test_an_opener_may_join_and_publish_at_once(start_server: StartServer) -> No
     page = start_server().connect()
     djmease.publish("news", "x", group="lobby")
     assert page.recv(DEADLINE) == "x"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_group_is_heard_from_the_join_on_while_the_opener_goes_on(start_server: StartServer, kind: str) -> None:
+    joined, go_on = threading.Event(), threading.Event()
+
+    def enter(client: Any) -> None:
+        client.join("lobby")
+        joined.set()
+        assert go_on.wait(DEADLINE)
+        client.send("entered")
+
+    async def enter_async(client: Any) -> None:
+        await client.ajoin("lobby")
+        joined.set()
+        assert await asyncio.to_thread(go_on.wait, DEADLINE)
+        client.send("entered")
+
+    djmease.opener(enter if kind == "def" else enter_async)
+    djmease.sender(routing="news")(show)
+    with connect(start_server().url) as page:
+        assert joined.wait(DEADLINE)
+        djmease.publish("news", "while it enters", group="lobby")
+        assert page.recv(DEADLINE) == "while it enters"
+        go_on.set()
+        assert page.recv(DEADLINE) == "entered"
 
 
 def test_a_message_for_several_groups_comes_once_to_who_is_in_more_than_one(start_server: StartServer) -> None:

@@ -104,31 +104,30 @@ class Clients:
             self._hold_user(client)
 
     def add(self, client: Client) -> None:
-        """Count a client among the others, with the user it has and the groups it has joined."""
+        """Count a client among the others, and among those of the user it has; its presence is told from now on."""
         with self._lock:
+            if not client.is_present:
+                return
             self._by_id[client.id] = client
             self._snapshot = None
             if client.user_key is not None:
                 self._users.setdefault(client.user_key, {})[client] = None
-            for group in client.groups:
-                self._groups.setdefault(group, {})[client] = None
             self._tell_joined(client, client.groups)
 
     def discard(self, client: Client) -> None:
-        """Count a client no more, and hear for it no more."""
+        """Count a client no more, and hear for it no more; what it was in, ``groups`` goes on telling."""
         with self._lock:
-            if client.is_present:
-                client.is_present = False
-                self._release_user(client)
-                for group in client.groups:
-                    self._channels.release(self._channels.of_group(group))
+            if not client.is_present:
+                return
+            client.is_present = False
+            self._release_user(client)
+            for group in client.groups:
+                self._take_out_of_group(client, group)
             if self._by_id.pop(client.id, None) is None:
                 return
             self._snapshot = None
             if client.user_key is not None:
                 _take_out(self._users, client.user_key, client)
-            for group in client.groups:
-                _take_out(self._groups, group, client)
             self._tell_left(client, client.groups)
 
     def reidentify(self, client: Client, identity: Identity) -> None:
@@ -137,11 +136,12 @@ class Clients:
             before, client.identity = client.user_key, identity
             if client.user_key == before:
                 return
+            if not client.is_present:
+                return
             groups = client.groups if client.id in self._by_id else ()
             self._tell_left(client, groups)
-            if client.is_present:
-                self._release_user(client)
-                self._hold_user(client)
+            self._release_user(client)
+            self._hold_user(client)
             self._tell_joined(client, groups)
             if client.id in self._by_id:
                 if before is not None:
@@ -150,7 +150,11 @@ class Clients:
                     self._users.setdefault(client.user_key, {})[client] = None
 
     def join(self, client: Client, group: str) -> None:
-        """Put a client into a group, for as long as it is open; in a thread, return when what is published comes."""
+        """Put a client into a group, for as long as it is open; in a thread, return when what is published comes.
+
+        It counts there at once, also where its openers have not ended, so that nothing is missed that is published
+        behind this.
+        """
         channel = self._join(client, group)
         if channel is not None:
             self._channels.wait(channel)
@@ -170,8 +174,8 @@ class Clients:
             if group not in client.groups:
                 client.groups |= {group}
                 self._channels.hold(channel)
+                self._groups.setdefault(group, {})[client] = None
                 if client.id in self._by_id:
-                    self._groups.setdefault(group, {})[client] = None
                     self._tell_joined(client, (group,))
         return channel
 
@@ -181,10 +185,13 @@ class Clients:
                 return
             client.groups -= {group}
             if client.is_present:
-                self._channels.release(self._channels.of_group(group))
+                self._take_out_of_group(client, group)
             if client.id in self._by_id:
-                _take_out(self._groups, group, client)
                 self._tell_left(client, (group,))
+
+    def _take_out_of_group(self, client: Client, group: str) -> None:
+        self._channels.release(self._channels.of_group(group))
+        _take_out(self._groups, group, client)
 
     def _tell_joined(self, client: Client, groups: Iterable[str]) -> None:
         if self._attendance is not None:

@@ -633,6 +633,7 @@ class Dispatch:
         client.is_turned_away = True
         self.turned_away += 1
         self._denials.say("client %s is turned away by %s: %s", client.id, path, reason, about=client)
+        self._clients.discard(client)  # It hears no more of a group that an opener has put it into.
         client.close(TURNED_AWAY, reason)
 
     def _forget_client(self, client: Client) -> None:
