@@ -136,17 +136,19 @@ class Page:
         return self.client.close_code
 
     def open(self) -> None:
-        for opener in self._site.registry.openers:
-            try:
+        self._site.entering.append(self.client)
+        try:
+            for opener in self._site.registry.openers:
                 self._site.run(opener, client=self.client)
-            except PermissionDenied as error:
-                self._turn_away(str(error))
-                return
-        self._site.settle()
-        self._site.add(self.client)
-
-    def _turn_away(self, reason: str) -> None:
-        self.client.close(TURNED_AWAY, reason)
+        except PermissionDenied as error:
+            self.client.close(TURNED_AWAY, str(error))
+        else:
+            self._site.settle()
+        finally:
+            self._site.entering.remove(self.client)
+        if self.close_code != TURNED_AWAY:
+            self._site.add(self.client)
+            return
         self._site.settle()
         self._site.run_all(self._site.registry.closers, self.client)
 
@@ -179,6 +181,8 @@ class _Site:
             raise ImproperlyConfigured("\n".join(f"{fault.message} {fault.hint}" for fault in errors))
         self.registry: Registry = loaded.registry
         self.clients: list[TestClient] = []
+        self.entering: list[TestClient] = []
+        """Those whose openers run, which hear only of the groups that they have been put into."""
         self._roll: dict[str, dict[str, list[_Present]]] = {}
         """Of each group, and each person in it, the clients with what they told when they joined."""
         self._published: deque[Message] = deque()
@@ -265,9 +269,10 @@ class _Site:
         self.settle()
 
     def _select(self, message: Message) -> TestClientsList:
+        candidates = self.clients if message.groups is None else [*self.clients, *self.entering]
         return TestClientsList(
             client
-            for client in self.clients
+            for client in candidates
             if (message.groups is None or client.groups.intersection(message.groups))
             and (message.users is None or client.user_key in message.users)
         )

@@ -73,6 +73,22 @@ def test_openers_and_closers_run_and_a_page_that_left_hears_nothing() -> None:
     assert [message["text"] for message in page.received] == ["one"]
 
 
+def test_an_opener_that_joins_is_told_what_is_published_to_that_group_meanwhile() -> None:
+    @djmease.opener
+    def enter(client: Any) -> None:
+        client.join("lobby")
+        djmease.publish("news", "for the lobby", group="lobby")
+        djmease.publish("news", "for all")
+
+    @djmease.sender(routing="news")
+    def show(clients_list: Any, message: Any) -> None:
+        clients_list.send(message)
+
+    with connect() as first, connect():
+        pass
+    assert first.received == ["for the lobby", "for the lobby", "for all"]
+
+
 def test_a_callback_that_raises_fails_the_test() -> None:
     @djmease.receiver
     def fail() -> None:
