@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -242,13 +241,13 @@ def test_all_clients_get_1012_and_all_closers_run_when_the_server_stops(start_se
 
     server = start_server()
     clients = [server.connect() for _ in range(20)]
-    stopping = ThreadPoolExecutor(1).submit(lambda: server.loop.call_soon_threadsafe(server.server.stop))
+    server.loop.call_soon_threadsafe(server.server.stop)
     for client in clients:
         with pytest.raises(ConnectionClosed) as caught:
             client.recv(DEADLINE)
         assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
-    stopping.result(DEADLINE)
-    server.stop()
+    # A second order to stop would wait for no callback.
+    eventually(lambda: not server._thread.is_alive(), "the end of the server")
     assert len(closed) == 40
     assert len(set(closed)) == 20
 

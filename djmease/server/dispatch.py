@@ -68,26 +68,7 @@ Select = Callable[[], ClientsList]
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
-    __slots__ = (
-        "about",
-        "arguments",
-        "callback",
-        "error",
-        "header",
-        "reached",
-        "record",
-        "refuse",
-        "seconds",
-        "select",
-        "size",
-        "started",
-        "tally",
-    )
-    reached: int
-    """Times that it has written to a client, as far as the loop knows."""
-    started: float
-    seconds: float
-    """How long it took."""
+    __slots__ = ("about", "arguments", "callback", "refuse", "select", "size", "tally")
 
     def __init__(
         self,
@@ -96,10 +77,7 @@ class Call:
         about: Message | Client,
         select: Select,
         size: int = CALL_SIZE,
-        record: Record | None = None,
-        header: bytes | None = None,
     ) -> None:
-        # One is made for each message and client that is heard: what only a sender needs is set for senders.
         self.tally = tally
         self.callback = tally.callback
         self.arguments = arguments
@@ -111,25 +89,10 @@ class Call:
         """Bytes that it counts with as long as it waits."""
         self.refuse: Callable[[], bool] | None = None
         """Asked before, in a thread: whether the call is refused after all."""
-        self.record = record
-        """Of a sender: what becomes of its message, if that is counted."""
-        self.header = header
-        """What goes before its messages where a client takes headers."""
-        self.error: BaseException | None = None
-        if record is not None or header is not None:
-            self.reached = 0
-            self.started = self.seconds = 0.0
 
     @property
     def needs_thread(self) -> bool:
         return self.refuse is not None or not self.callback.is_async
-
-    def wrote(self, count: int) -> None:
-        """Note that what it has written was handed on so many times more; on the loop only."""
-        self.reached += count
-        self.tally.delivered += count
-        if self.record is not None:
-            self.record.wrote(count)
 
     @property
     def is_left_out(self) -> bool:
@@ -141,6 +104,38 @@ class Call:
         """What log lines name: the routing with the message's id, or the client."""
         about = self.about
         return f"{about.routing} {about.id}" if isinstance(about, Message) else f"client {about.id}"
+
+
+class Sending(Call):
+    """A call of a sender, and what becomes of its message."""
+
+    __slots__ = ("error", "header", "reached", "record", "seconds", "started")
+
+    def __init__(
+        self, tally: Tally, message: Message, select: Select, *, size: int, record: Record | None, header: bytes | None
+    ) -> None:
+        super().__init__(tally, {"routing": message.routing, "message": message.body}, message, select, size)
+        self.record = record
+        """Of its message, if those are counted."""
+        self.header = header
+        """What goes before its messages where a client takes headers."""
+        self.error: BaseException | None = None
+        self.reached = 0
+        """Times that it has written to a client, as far as the loop knows."""
+        self.started = self.seconds = 0.0
+        """When it began, and how long it took."""
+
+    @property
+    def signs(self) -> bool:
+        """Whether what it writes has to be known for its own."""
+        return self.record is not None or self.header is not None
+
+    def wrote(self, count: int) -> None:
+        """Note that what it has written was handed on so many times more; on the loop only."""
+        self.reached += count
+        self.tally.delivered += count
+        if self.record is not None:
+            self.record.wrote(count)
 
 
 @dataclass(slots=True)
@@ -308,7 +303,7 @@ class Dispatch:
         authentication: Authentication,
         tallies: Tallies,
         joining: Joining,
-        on_traced: Callable[[Message, Record | None, list[Call], str | None], None],
+        on_traced: Callable[[Message, Record | None, list[Sending], str | None], None],
     ) -> None:
         self.loop = loop
         self._registry = registry
@@ -388,23 +383,19 @@ class Dispatch:
         elif lane.size + size > MAX_ROUTING_WAITING:
             self._drop(message, lane.size, "the routing")
             return
-        body = message.body
         select = functools.partial(self._clients.select, message.groups, message.users)
         header = None if message.groups is None else self._joining.header(message.groups)
-        calls = [
-            Call(tally, {"routing": routing, "message": body}, message, select, each, record, header)
-            for tally in tallies
-        ]
+        calls = [Sending(tally, message, select, size=each, record=record, header=header) for tally in tallies]
         if message.trace is None:
             lane.put(*calls, size=size)
         else:
             lane.put(*calls, functools.partial(self._tell_behind, message, record, calls), size=size)
 
-    def _tell_behind(self, message: Message, record: Record | None, calls: list[Call]) -> None:
+    def _tell_behind(self, message: Message, record: Record | None, calls: list[Sending]) -> None:
         # What the senders have written is handed on before this.
         self._clients.outbox.run_on_loop(self._tell, message, record, calls)
 
-    def _tell(self, message: Message, record: Record | None, calls: list[Call], dropped: str | None = None) -> None:
+    def _tell(self, message: Message, record: Record | None, calls: list[Sending], dropped: str | None = None) -> None:
         if message.trace is not None:
             self._on_traced(message, record, calls, dropped)
 
@@ -427,7 +418,13 @@ class Dispatch:
             return
         received = self._registry.receivers_for(message)
         size = CALL_SIZE + len(message)
-        calls = [self._hearing(receiver, client, value, received, size) for receiver, value in received.calls]
+        snapshot, tallies = self._clients.snapshot, self._tallies.by_callback
+        calls = []
+        for receiver, value in received.calls:
+            call = Call(tallies[id(receiver)], {"client": client, "message": value}, client, snapshot, size)
+            if receiver.rule is not None:
+                call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
+            calls.append(call)
         lane.put(*calls, size=size * len(calls))
         if received.kind is not None and received.is_unheard:
             self._note_unheard(client, received.kind)
@@ -553,15 +550,10 @@ class Dispatch:
             client.ws_connection.cut_off(1013, "what you send is not handled in time")
 
     def _calls(self, callbacks: tuple[Callback, ...], client: Client) -> list[Call]:
-        of = self._tallies.of
-        return [Call(of(callback), {"client": client}, client, self._clients.snapshot) for callback in callbacks]
-
-    def _hearing(self, receiver: Callback, client: Client, message: Any, received: Received, size: int) -> Call:
-        tally = self._tallies.of(receiver)
-        call = Call(tally, {"client": client, "message": message}, client, self._clients.snapshot, size)
-        if receiver.rule is not None:
-            call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
-        return call
+        tallies = self._tallies.by_callback
+        return [
+            Call(tallies[id(callback)], {"client": client}, client, self._clients.snapshot) for callback in callbacks
+        ]
 
     def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
         self._reread(client)
@@ -683,7 +675,7 @@ class Dispatch:
         """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
         if call.is_left_out:
             return
-        if call.record is not None or call.header is not None:
+        if isinstance(call, Sending) and call.signs:
             self._sign(call)
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
@@ -703,7 +695,7 @@ class Dispatch:
         if call.is_left_out:
             then()
             return
-        author = self._sign(call) if call.record is not None or call.header is not None else None
+        author = self._sign(call) if isinstance(call, Sending) and call.signs else None
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         started = time.monotonic()
@@ -722,7 +714,7 @@ class Dispatch:
             await sync_to_async(tidy_connections)()
         then()
 
-    def _sign(self, call: Call) -> Token[Author | None]:
+    def _sign(self, call: Sending) -> Token[Author | None]:
         """Let what is written in this context be known for a sender's."""
         self._clients.outbox.end_run()  # Or it would write in the name of another call.
         return AUTHOR.set(call)
@@ -733,8 +725,12 @@ class Dispatch:
         if self._running.pop(call, None) is None:
             self.watch.ended(call, started)  # It was found slow.
         if self._tallies.is_on:
-            call.tally.durations.add(seconds)
-        if call.record is not None:
+            durations = call.tally.durations
+            if call.callback.is_async:
+                durations.note(seconds)
+            else:
+                durations.add(seconds)
+        if isinstance(call, Sending):
             call.started, call.seconds = started, seconds
         if traffic_logger.isEnabledFor(logging.INFO):
             clients = len(call.arguments.get("clients_list") or call.select())
@@ -756,10 +752,11 @@ class Dispatch:
             assert not isinstance(call.about, Message)
             self._turn_away(call.about, call.callback.path, str(error))
             return
-        call.error = error
         call.tally.failed(error)
-        if call.record is not None:
-            call.record.errors += 1
+        if isinstance(call, Sending):
+            call.error = error
+            if call.record is not None:
+                call.record.errors += 1
         extra = fields_of(call.about)
         logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error, extra=extra)
 

@@ -16,7 +16,7 @@ from typing import Any
 from djmease.messages import Message
 from djmease.reports import ClientReport, MessageTrace, SenderTrace
 from djmease.server.client import Client
-from djmease.server.dispatch import Call, Dispatch
+from djmease.server.dispatch import Dispatch, Sending
 from djmease.server.limits import Limits
 from djmease.server.listener import Listener
 from djmease.server.logins import Logins
@@ -242,7 +242,7 @@ class Observer:
 
     # Messages that are traced
 
-    def traced(self, message: Message, record: Record | None, calls: Sequence[Call], dropped: str | None) -> Any:
+    def traced(self, message: Message, record: Record | None, calls: Sequence[Sending], dropped: str | None) -> Any:
         """Return the fields of a ``MessageTrace``."""
         chosen = self._dispatch.chosen(message)
         came_at = time.monotonic() if record is None else record.came_at
@@ -356,7 +356,7 @@ def _named(client: Client) -> str:
     return client.id if name is None else f"{client.id} ({name})"
 
 
-def _sender(call: Call, chosen: int) -> SenderTrace:
+def _sender(call: Sending, chosen: int) -> SenderTrace:
     handed = call.arguments.get("clients_list")
     return SenderTrace(
         path=call.callback.path,

@@ -71,8 +71,24 @@ class Run:
         """How many were there when one that came too late was rescued; before that, as many as were taken."""
 
 
-def _joined(frames: list[bytes]) -> bytes:
-    return frames[0] if len(frames) == 1 else b"".join(frames)
+class _FormsOfBurst(dict[int, bytes]):
+    """The forms of several frames as one, each made where somebody takes it."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self._runs = runs
+
+    def __missing__(self, takes: int) -> bytes:
+        data = self[takes] = b"".join([run.frame if run.forms is None else run.forms[takes] for run in self._runs])
+        return data
+
+
+def _joined(runs: list[Run]) -> tuple[bytes, Forms | _FormsOfBurst | None]:
+    """Return the frames of these runs as one, and the forms of that if it has any."""
+    if len(runs) == 1:
+        return runs[0].frame, runs[0].forms
+    if any(run.forms is not None for run in runs):
+        return b"", _FormsOfBurst(runs)
+    return b"".join([run.frame for run in runs]), None
 
 
 _NO_RUN = Run(b"", [])
@@ -265,13 +281,16 @@ class Outbox:
         with self._lock:
             collected, self._collected = self._collected, []
             self.run = _NO_RUN
+            written = size = 0
             for entry in collected:
                 if isinstance(entry, Run):
                     entry.taken = entry.seen_to = taken = len(entry.connections)
-                    self.written += taken
-                    self.written_bytes += taken * len(entry.frame)
+                    written += taken
+                    size += taken * len(entry.frame)
                     if entry.author is not None:
                         entry.author.wrote(taken)
+            self.written += written
+            self.written_bytes += size
             if self._collected_size > MAX_COLLECTED:
                 self._has_room.notify_all()
             self._collected_size = 0
@@ -296,9 +315,7 @@ class Outbox:
         self._hand_on(runs, connections)
 
     def _hand_on(self, runs: list[Run], connections: list[WebSocketProtocol]) -> None:
-        data = _joined([run.frame for run in runs])
-        has_forms = any(run.forms is not None for run in runs)
-        by_form: dict[int, bytes] = {}
+        data, forms = _joined(runs)
         dirty = self._dirty
         for connection in connections:
             if connection.closing:
@@ -306,12 +323,7 @@ class Outbox:
             waiting = connection.waiting
             if not waiting:
                 dirty.append(connection)
-            if has_forms:
-                takes = connection.takes
-                if takes not in by_form:
-                    by_form[takes] = _joined([run.frame if run.forms is None else run.forms[takes] for run in runs])
-                data = by_form[takes]
-            waiting.append(data)
+            waiting.append(data if forms is None else forms[connection.takes])
 
     def _call(self, function: Step) -> None:
         try:

@@ -46,7 +46,7 @@ AUTHOR: ContextVar[Author | None] = ContextVar("djmease_author", default=None)
 
 
 class Durations:
-    """How long things took, by classes; any thread may add, and nothing is lost."""
+    """How long things took, by classes. Either threads add, with ``add``, or the loop alone does, with ``note``."""
 
     __slots__ = ("_lock", "_past", "counts", "seconds")
 
@@ -59,8 +59,11 @@ class Durations:
 
     def add(self, seconds: float) -> None:
         with self._lock:
-            self.counts[bisect_left(BOUNDS, seconds)] += 1
-            self.seconds += seconds
+            self.note(seconds)
+
+    def note(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
 
     @property
     def count(self) -> int:
@@ -110,8 +113,8 @@ class Lags(Durations):
         super().__init__()
         self._longest = 0.0
 
-    def add(self, seconds: float) -> None:
-        super().add(seconds)
+    def note(self, seconds: float) -> None:
+        super().note(seconds)
         self._longest = max(self._longest, seconds)
 
     def take_longest(self) -> float:
@@ -185,7 +188,7 @@ class Record:
         if self.lag is None:
             # Two machines have two clocks.
             self.lag = max(0.0, time.time() - self.published_at)
-            self._lags.add(self.lag)
+            self._lags.note(self.lag)
 
 
 class Tallies:
@@ -199,8 +202,9 @@ class Tallies:
             (route.pattern, Tally(sender, route.pattern)) for route in registry.routes for sender in route.senders
         ]
         others = (*registry.receivers, *registry.openers, *registry.closers)
-        self._others = {id(callback): Tally(callback) for callback in others}
-        self.all = (*(tally for _, tally in self._routes), *self._others.values())
+        self.by_callback = {id(callback): Tally(callback) for callback in others}
+        """Of receivers, openers and closers, by ``id``: the hash of a ``Callback`` is that of all its fields."""
+        self.all = (*(tally for _, tally in self._routes), *self.by_callback.values())
         """In an order that stays: senders by their routes, receivers, openers, closers."""
         # Bounded, because names come from outside and are endless.
         self.for_routing = functools.lru_cache(maxsize=1024)(self._for_routing)
@@ -219,10 +223,6 @@ class Tallies:
             if matches(pattern, routing):
                 found.setdefault(id(tally.callback.function), tally)
         return tuple(found.values())
-
-    def of(self, callback: Callback) -> Tally:
-        """Return what is counted of a receiver, an opener or a closer."""
-        return self._others[id(callback)]
 
     def heard(self, message: Message, tallies: tuple[Tally, ...]) -> Record | None:
         """Note a message that came for these senders, and return what becomes of it."""

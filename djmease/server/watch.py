@@ -141,7 +141,7 @@ class Watch:
         now = time.monotonic()
         self.loop_delay = max(0.0, now - self._due_at)
         self._longest_delay = max(self._longest_delay, self.loop_delay)
-        self.loop_delays.add(self.loop_delay)
+        self.loop_delays.note(self.loop_delay)
         before, self._turned_at = self._turned_at, now
         if self._is_blocked:
             self._is_blocked = False
