@@ -121,7 +121,8 @@ def test_two_tabs_of_a_user_are_one_name_that_no_guest_has(ada: Person, grace: P
     tabs = [grace.open("/chat/garden/") for _ in range(2)]
     for window in (guest, *tabs):
         eventually(lambda window=window: texts(window, "#here bdi") == ["Ada", "grace"])
-        assert texts(window, "#here .guest bdi") == ["Ada"]
+        assert texts(window, "#here .user bdi") == ["grace"]
+        assert window.text("#here-label") == "Here 2"
     assert demo.run("shell", "-c", TABS_OF_GRACE).endswith("2\n")
     tabs[1].close()
     eventually(lambda: demo.run("shell", "-c", TABS_OF_GRACE).endswith("1\n"))

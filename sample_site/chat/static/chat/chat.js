@@ -5,8 +5,8 @@
   const MAX_MESSAGES = 200;                  // kept on the page
   const LOOK_INTERVAL = 30_000;              // milliseconds; finds what was not told because Redis was away
 
-  const [chat, messages, here, news, who, text, note] =
-    ["chat", "messages", "here", "news", "who", "text", "note"].map((id) => document.getElementById(id));
+  const [chat, messages, here, count, news, who, text, note] =
+    ["chat", "messages", "here", "count", "news", "who", "text", "note"].map((id) => document.getElementById(id));
   const persons = new Map();                 // key → who is in the room
   let changes = [];                          // who came and who left since the page last asked
   let live;
@@ -84,15 +84,15 @@
   }
 
   function showPersons(fresh) {
+    count.textContent = persons.size;
     here.replaceChildren(...[...persons.values()].map((person) => newPerson(person, person === fresh)));
   }
 
-  // Who has logged in has a user's name; a guest goes by whatever name that guest has typed.
+  // Who has logged in has a "user", and is shown so: a guest goes by whatever name was typed.
   function newPerson({ user, info }, isFresh) {
     const item = document.getElementById("person").content.firstElementChild.cloneNode(true);
     item.querySelector("bdi").textContent = info.name;
-    item.querySelector(".visually-hidden").hidden = user !== null;
-    item.classList.toggle("guest", user === null);
+    item.classList.toggle("user", user !== null);
     item.classList.toggle("fresh", isFresh);
     return item;
   }
