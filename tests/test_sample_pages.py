@@ -102,6 +102,31 @@ def test_those_who_are_here_are_seen_to_come_and_go(ada: Person, grace: Person) 
     one.wait_for("document.getElementById('news').textContent === 'Grace has left.'")
 
 
+HOLD_LISTS_BACK = """
+const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+window.held = [];
+Object.defineProperty(WebSocket.prototype, "onmessage", { set(handler) {
+  set.call(this, handler && ((event) => {
+    if (event.data.includes("chat.here")) held.push([event, handler]);
+    else handler(event);
+  }));
+} });
+"""
+
+
+def test_who_leaves_while_the_list_is_on_its_way_is_not_in_it(browser: Browser, grace: Person, demo: Demo) -> None:
+    two = grace.chat("Grace", "/chat/garden/")
+    one = browser.open("about:blank")
+    one.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": HOLD_LISTS_BACK})
+    one.load(demo.url("/chat/garden/"))
+    one.wait_for("held.length")
+    two.close()
+    one.wait_for("document.getElementById('news').textContent === 'Grace has left.'")
+    assert "Grace" in one.run("return held[0][0].data")
+    one.run("for (const [event, handler] of held) handler(event)")
+    assert texts(one, "#here bdi") == [one.run("return document.getElementById('who').value")]
+
+
 def test_who_takes_another_name_is_seen_by_that_alone(ada: Person, grace: Person) -> None:
     one, two = ada.chat("Ada", "/chat/garden/"), grace.chat("Grace", "/chat/garden/")
     rename(two, "Zoë <i>Z</i>")

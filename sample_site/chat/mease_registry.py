@@ -75,11 +75,11 @@ def show(message: dict[str, str | int], clients_list: djmease.ClientsList) -> No
 
 
 def name_of(client: djmease.Client) -> str:
-    """Return the name of a user, or the one that a guest has chosen."""
+    """Return the name of a user, or the one that a guest has chosen, without the @ that pages show before users."""
     if client.user.is_authenticated:
         return client.user.get_username()
     try:
-        return read_name(client.get_query_argument("name", "Guest"))
+        return read_name(client.get_query_argument("name", "Guest").lstrip("@"))
     except FrameError as error:
         raise PermissionDenied(str(error)) from error
 

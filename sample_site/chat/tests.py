@@ -96,6 +96,11 @@ class PresenceTests(TestCase):
             self.assertEqual(names, [(None, "Ada"), ("grace", "grace")])
             self.assertEqual(changes(ada), [("join", "Ada"), ("join", "grace"), ("leave", "grace")])
 
+    def test_a_guest_is_not_taken_for_a_user(self):
+        with connect(path=GARDEN.format("@grace")) as guest:
+            self.assertEqual(changes(guest), [("join", "grace")])
+            self.assertEqual([person.user for person in djmease.presence("room.garden")], [None])
+
     def test_two_guests_of_one_name_are_two(self):
         with connect(path=GARDEN.format("Ada")), connect(path=GARDEN.format("Ada")):
             self.assertEqual(djmease.presence_count("room.garden"), 2)
