@@ -27,6 +27,11 @@ TALK = [
     ("Grace", "See you there."),
 ]
 
+SHOW_CALLBACKS = """
+const line = [...document.querySelectorAll(".code span")].find((each) => each.textContent.startsWith("@djmease."));
+line.closest("pre").scrollTop = line.offsetTop - line.closest("pre").offsetTop - 8;
+"""
+
 SHEET = """\
 <!doctype html>
 <style>
@@ -58,7 +63,8 @@ def shoot(browser: Browser, demo: Demo, home: Path) -> None:
         windows[name].find("#text").send_keys(text, Keys.ENTER)
         for window in windows.values():
             window.wait_for_text("#messages", text)
-    windows["Ada"].run("document.querySelector('.code pre').scrollTop = 352")
+    look_like(windows["Ada"], *DESK, theme="light")
+    windows["Ada"].run(SHOW_CALLBACKS)
     (home / "desk.png").write_bytes(picture(windows["Ada"], *DESK, theme="light"))
     phone = windows["Grace"]
     look_like(phone, *PHONE, theme="dark")

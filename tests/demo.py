@@ -29,7 +29,7 @@ def free_port() -> int:
 class Demo:
     """Both servers, by one command, and a person without a browser who looks at them."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         self.port = free_port()
         # A path that is short enough for a Unix socket, which pytest's own are not everywhere.
         self.home = Path(tempfile.mkdtemp(prefix="mease-"))
@@ -38,6 +38,7 @@ class Demo:
             "SAMPLE_SITE_EMBEDDED_DIR": str(self.home / "valkey"),
             "SAMPLE_SITE_PORT": str(self.port),
             "SAMPLE_SITE_WEBSOCKET_PORT": str(free_port()),
+            **environment,
         }
         self.processes: list[Process] = []
         self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))

@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from websockets.sync.client import ClientConnection
 
+from djmease.embedded import EmbeddedValkey
 from tests.demo import SITE, Demo
-from tests.support import DEADLINE, Process
+from tests.support import DEADLINE, Process, eventually
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,10 @@ def demo() -> Iterator[Demo]:
     demo.stop()
 
 
-def received(client: ClientConnection, kind: str) -> dict[str, str]:
+def received(client: ClientConnection, kind: str) -> dict[str, Any]:
     """Return the next message of that type."""
     while True:
-        message: dict[str, str] = json.loads(client.recv(DEADLINE))
+        message: dict[str, Any] = json.loads(client.recv(DEADLINE))
         if message["type"] == kind:
             return message
 
@@ -49,6 +51,37 @@ def test_what_one_page_says_arrives_at_the_other_and_is_stored(demo: Demo) -> No
     with demo.connect("?room=lobby&name=Alan") as late:
         late.send(json.dumps({"type": "chat.look", "after": 0}))
         assert received(late, "chat.message")["who"] == "Ada"
+
+
+def names_seen_by(client: ClientConnection) -> list[str]:
+    client.send(json.dumps({"type": "chat.look", "after": 0}))
+    return [person["info"]["name"] for person in received(client, "chat.here")["persons"]]
+
+
+def see_each_other(demo: Demo) -> None:
+    with demo.connect("?room=garden&name=Ada") as ada:
+        eventually(lambda: names_seen_by(ada) == ["Ada"])
+        with demo.connect("?room=garden&name=Grace") as grace:
+            for client in (ada, grace):
+                eventually(lambda client=client: names_seen_by(client) == ["Ada", "Grace"])
+        while (left := received(ada, "mease.presence"))["event"] != "leave":
+            pass
+        assert (left["user"], left["info"]) == (None, {"name": "Grace"})
+        assert names_seen_by(ada) == ["Ada"]
+
+
+def test_those_in_a_room_see_each_other_with_the_embedded_valkey(demo: Demo) -> None:
+    see_each_other(demo)
+
+
+def test_those_in_a_room_see_each_other_with_a_redis(valkey: EmbeddedValkey) -> None:
+    demo = Demo(SAMPLE_SITE_REDIS_URL=f"unix://{valkey.socket}")
+    try:
+        assert str(valkey.socket) in demo.process.out
+        assert not (demo.home / "valkey").exists()
+        see_each_other(demo)
+    finally:
+        demo.stop()
 
 
 @pytest.mark.parametrize("fields", ['"text": 1', '"text": ""', '"who": "x"'])

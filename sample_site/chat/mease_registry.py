@@ -1,15 +1,16 @@
 """The chat's callbacks. django-mease finds this module by its name, in every installed app.
 
-Receivers decide and publish, senders only write. Who is here and what is whispered need no sender of their own: their
-routes are in the settings.
+Receivers decide and publish, senders only write. Who comes and goes is published by django-mease itself, since
+`MEASE_PRESENCE` in the settings names the rooms; what is whispered needs no sender of its own either.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from django.core.exceptions import PermissionDenied
 
 import djmease
-from chat import presence
 from chat.frames import FrameError, read_after, read_name, read_text, read_whisper
 from chat.models import Message
 from chat.rooms import ROOMS, may_enter
@@ -23,32 +24,23 @@ def enter(client: djmease.Client) -> None:
         return
     if room not in ROOMS or not may_enter(client.user, room):
         raise PermissionDenied("You cannot enter this room.")
-    client.storage.update(room=room, who=name_of(client))
+    client.storage["room"] = room
+    client.presence = {"name": name_of(client)}
     client.join(f"room.{room}")
-    presence.stay(client.id, **client.storage)
-    tell_who_is_here(room)
-
-
-@djmease.closer
-def leave(client: djmease.Client) -> None:
-    """Take a client out of its room, whatever ended its connection."""
-    if "room" in client.storage:
-        presence.leave(client.id)
-        tell_who_is_here(client.storage["room"])
 
 
 @djmease.receiver(type="chat.look")
 def look(client: djmease.Client, message: dict[str, object]) -> None:
-    """Write to a page what it does not have yet. It asks when it connects, and now and then to say that it is here."""
+    """Write to a page what it does not have yet, and who is here. It asks when it connects, and now and then."""
     try:
         room, after = room_of(client), read_after(message)
     except FrameError as error:
         refuse(client, error)
         return
-    presence.stay(client.id, **client.storage)
     for missed in Message.latest(room, after):
         client.write_message(missed.as_dict())
-    client.write_message(who_is_here(room))
+    persons = [asdict(person) for person in djmease.presence(f"room.{room}")]
+    client.write_message({"type": "chat.here", "persons": persons})
 
 
 @djmease.receiver(type="chat.say")
@@ -59,7 +51,7 @@ def say(client: djmease.Client, message: dict[str, object]) -> None:
     except FrameError as error:
         refuse(client, error)
         return
-    said = Message.objects.create(room=room, who=client.storage["who"], text=text)
+    said = Message.objects.create(room=room, who=client.presence["name"], text=text)
     djmease.publish("chat.message", said.as_dict(), group=f"room.{room}")
 
 
@@ -83,11 +75,11 @@ def show(message: dict[str, str | int], clients_list: djmease.ClientsList) -> No
 
 
 def name_of(client: djmease.Client) -> str:
-    """Return the name of a user, or the one that a guest has chosen."""
+    """Return the name of a user, or the one that a guest has chosen, without the @ that pages show before users."""
     if client.user.is_authenticated:
         return client.user.get_username()
     try:
-        return read_name(client.get_query_argument("name", "Guest"))
+        return read_name(client.get_query_argument("name", "Guest").lstrip("@"))
     except FrameError as error:
         raise PermissionDenied(str(error)) from error
 
@@ -100,11 +92,3 @@ def room_of(client: djmease.Client) -> str:
 
 def refuse(client: djmease.Client, error: FrameError) -> None:
     client.write_message({"type": "chat.error", "text": str(error)})
-
-
-def who_is_here(room: str) -> dict[str, str | list[str]]:
-    return {"type": "chat.here", "names": presence.here(room)}
-
-
-def tell_who_is_here(room: str) -> None:
-    djmease.publish("chat.here", who_is_here(room), group=f"room.{room}", fail_silently=True)

@@ -1,4 +1,4 @@
-"""What was said in the chat, and who is there to hear it."""
+"""What was said in the chat."""
 
 from __future__ import annotations
 
@@ -33,15 +33,3 @@ class Message(models.Model):
             "text": self.text,
             "created": self.created.isoformat(),
         }
-
-
-class Visit(models.Model):
-    """One connection in a room."""
-
-    client_id = models.CharField(max_length=16, primary_key=True)
-    room = models.SlugField(max_length=ROOM_LENGTH)
-    who = models.CharField(max_length=WHO_LENGTH)
-    seen = models.DateTimeField(db_index=True)
-
-    def __str__(self) -> str:
-        return f"{self.who} in {self.room}"

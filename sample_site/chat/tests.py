@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from django.contrib.auth import get_user_model
 from django.test import TestCase
-from django.utils import timezone
 
-from chat import presence
-from chat.models import HISTORY_LENGTH, Message, Visit
+import djmease
+from chat.models import HISTORY_LENGTH, Message
 from djmease.test import captured_messages, connect
 
 GARDEN = "/?room=garden&name={}"
@@ -17,8 +16,8 @@ def texts(page):
     return [message["text"] for message in page.received if message["type"] in ("chat.message", "chat.whisper")]
 
 
-def names(page):
-    return [message["names"] for message in page.received if message["type"] == "chat.here"]
+def changes(page):
+    return [(each["event"], each["info"]["name"]) for each in page.received if each["type"] == "mease.presence"]
 
 
 class RoomTests(TestCase):
@@ -74,35 +73,37 @@ class RoomTests(TestCase):
 
 
 class PresenceTests(TestCase):
-    def test_those_in_a_room_see_who_comes_and_goes(self):
+    def test_those_in_a_room_are_told_who_comes_and_goes(self):
         with connect(path=GARDEN.format("Ada")) as ada:
-            with connect(path=GARDEN.format("Grace")):
+            with connect(path=GARDEN.format("Grace")), connect(path="/?room=lobby&name=Alan"):
                 pass
-            ada.send({"type": "chat.look", "after": 0})
-        self.assertEqual(names(ada), [["Ada", "Grace"], ["Ada"], ["Ada"]])
-        self.assertFalse(Visit.objects.exists())
+            self.assertEqual(changes(ada), [("join", "Ada"), ("join", "Grace"), ("leave", "Grace")])
+            self.assertEqual([person.info for person in djmease.presence("room.garden")], [{"name": "Ada"}])
 
-    def test_two_windows_are_one_person(self):
-        with connect(path=GARDEN.format("Ada")), connect(path=GARDEN.format("Ada")):
-            self.assertEqual(presence.here("garden"), ["Ada"])
+    def test_a_page_that_looks_gets_everybody(self):
+        with connect(path=GARDEN.format("Ada")), connect(path=GARDEN.format("Grace")) as grace:
+            grace.send({"type": "chat.look", "after": 0})
+            persons = grace.received[-1]["persons"]
+            self.assertEqual([person["info"]["name"] for person in persons], ["Ada", "Grace"])
+            self.assertEqual(persons[1]["key"], grace.client.id)
 
-    def test_the_name_of_a_user_is_taken_by_no_query(self):
+    def test_a_user_with_two_tabs_is_one_person_whatever_the_address_says(self):
         grace = get_user_model().objects.create_user("grace")
-        with connect(path=GARDEN.format("Ada"), user=grace):
-            self.assertEqual(presence.here("garden"), ["grace"])
-
-    def test_what_a_dead_server_left_is_forgotten(self):
-        Visit.objects.create(client_id="dead", room="garden", who="Ada", seen=timezone.now() - presence.LIFETIME)
-        self.assertEqual(presence.here("garden"), [])
-        with connect(path=GARDEN.format("Grace")):
-            self.assertEqual(list(Visit.objects.values_list("who", flat=True)), ["Grace"])
-
-    def test_who_looks_now_and_then_stays(self):
         with connect(path=GARDEN.format("Ada")) as ada:
-            Visit.objects.update(seen=timezone.now() - presence.LIFETIME)
-            self.assertEqual(presence.here("garden"), [])
-            ada.send({"type": "chat.look", "after": 0})
-            self.assertEqual(presence.here("garden"), ["Ada"])
+            with connect(path=GARDEN.format("Alan"), user=grace), connect(path=GARDEN.format("Eve"), user=grace) as tab:
+                tab.send({"type": "chat.look", "after": 0})
+            names = [(person["user"], person["info"]["name"]) for person in tab.received[-1]["persons"]]
+            self.assertEqual(names, [(None, "Ada"), ("grace", "grace")])
+            self.assertEqual(changes(ada), [("join", "Ada"), ("join", "grace"), ("leave", "grace")])
+
+    def test_a_guest_is_not_taken_for_a_user(self):
+        with connect(path=GARDEN.format("@grace")) as guest:
+            self.assertEqual(changes(guest), [("join", "grace")])
+            self.assertEqual([person.user for person in djmease.presence("room.garden")], [None])
+
+    def test_two_guests_of_one_name_are_two(self):
+        with connect(path=GARDEN.format("Ada")), connect(path=GARDEN.format("Ada")):
+            self.assertEqual(djmease.presence_count("room.garden"), 2)
 
 
 class WhisperTests(TestCase):

@@ -7,7 +7,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from chat import presence
 from chat.models import TEXT_LENGTH, WHO_LENGTH, Message
 from chat.rooms import LOBBY, ROOMS, may_enter
 
@@ -22,7 +21,6 @@ def room(request: HttpRequest, room: str = LOBBY) -> HttpResponse:
         "room": room,
         "rooms": ROOMS,
         "chat_messages": Message.latest(room),
-        "names": presence.here(room),
         "who_length": WHO_LENGTH,
         "text_length": TEXT_LENGTH,
     }

@@ -80,16 +80,19 @@ SAMPLE_SITE_PORT = int(os.environ.get("SAMPLE_SITE_PORT", 8000))
 # django-mease
 
 MEASE_PORT = int(os.environ.get("SAMPLE_SITE_WEBSOCKET_PORT", 8001))
+MEASE_REDIS_URL = os.environ.get("SAMPLE_SITE_REDIS_URL")  # without one, and while DEBUG is on, the embedded Valkey
 MEASE_EMBEDDED_DIR = os.environ.get("SAMPLE_SITE_EMBEDDED_DIR")
 
 # Nobody types faster; what sends more is closed.
 MEASE_MAX_MESSAGE_RATE = 5
 MEASE_MAX_MESSAGE_BURST = 50
 
+# The groups of which is known who is in them. Their pages are told who comes and goes.
+MEASE_PRESENCE = ["room.*"]
+
 # What is published, and who writes it to the pages: all but the chat's messages, whose sender a decorator registers.
 MEASE_ROUTES = {
     "board": "djmease.senders.broadcast",
-    "chat.here": "djmease.senders.broadcast",
     "chat.whisper": "djmease.senders.broadcast",
     "job.progress": "djmease.senders.broadcast",
     "questions": {"SENDERS": "djmease.senders.render", "TEMPLATE": "questions/list.html"},

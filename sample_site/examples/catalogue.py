@@ -44,9 +44,8 @@ EXAMPLES = (
         sources=(
             Source(path="chat/mease_registry.py"),
             Source(path="chat/static/chat/chat.js"),
-            Source(path="chat/presence.py"),
-            Source(path="chat/frames.py"),
             SETTINGS,
+            Source(path="chat/frames.py"),
             Source(path="chat/templates/chat/page.html"),
         ),
     ),

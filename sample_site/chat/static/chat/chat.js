@@ -1,12 +1,14 @@
-/* The chat: asks for what it missed when it connects, shows what comes, and sends what is typed. */
+/* The chat: asks for what it missed when it connects, shows what comes and who, and sends what is typed. */
 (() => {
   "use strict";
 
   const MAX_MESSAGES = 200;                  // kept on the page
-  const LOOK_INTERVAL = 30_000;              // milliseconds; the server forgets who is silent for three minutes
+  const LOOK_INTERVAL = 30_000;              // milliseconds; finds what was not told because Redis was away
 
-  const [chat, messages, here, who, text, note] =
-    ["chat", "messages", "here", "who", "text", "note"].map((id) => document.getElementById(id));
+  const [chat, messages, here, count, news, who, text, note] =
+    ["chat", "messages", "here", "count", "news", "who", "text", "note"].map((id) => document.getElementById(id));
+  const persons = new Map();                 // key → who is in the room
+  let changes = [];                          // who came and who left since the page last asked
   let live;
   let lastSent = "";
 
@@ -20,12 +22,14 @@
     live.on("chat.message", showMessage);
     live.on("chat.whisper", showWhisper);
     live.on("chat.here", showWhoIsHere);
+    live.on("mease.presence", showChange);
     live.on("chat.error", showError);
     live.on("mease.refused", () => showError({ text: "Log in to whisper to somebody." }));
     live.on("refused", ({ reason }) => showError({ text: reason }));
   }
 
   function look() {
+    changes = [];
     live.send({ type: "chat.look", after: Math.max(0, ...[...messages.children].map(idOf)) });
   }
 
@@ -59,12 +63,38 @@
     return Number(item.dataset.id);
   }
 
-  function showWhoIsHere({ names }) {
-    here.replaceChildren(...names.map((name) => {
-      const element = document.createElement("bdi");
-      element.textContent = name;
-      return element;
-    }));
+  // What came while the list was on its way may be newer than the list.
+  function showWhoIsHere(list) {
+    persons.clear();
+    for (const person of list.persons) persons.set(person.key, person);
+    changes.forEach(change);
+    showPersons();
+  }
+
+  function showChange(person) {
+    changes.push(person);
+    change(person);
+    showPersons(person);
+    news.textContent = `${person.info.name} has ${person.event === "join" ? "come" : "left"}.`;
+  }
+
+  function change(person) {
+    if (person.event === "join") persons.set(person.key, person);
+    else persons.delete(person.key);
+  }
+
+  function showPersons(fresh) {
+    count.textContent = persons.size;
+    here.replaceChildren(...[...persons.values()].map((person) => newPerson(person, person === fresh)));
+  }
+
+  // Who has logged in has a "user", and is shown so: a guest goes by whatever name was typed.
+  function newPerson({ user, info }, isFresh) {
+    const item = document.getElementById("person").content.firstElementChild.cloneNode(true);
+    item.querySelector("bdi").textContent = info.name;
+    item.classList.toggle("user", user !== null);
+    item.classList.toggle("fresh", isFresh);
+    return item;
   }
 
   function showError(error) {
