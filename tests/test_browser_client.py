@@ -156,7 +156,7 @@ def test_the_module_exports_the_same(connected: Any, heard: list[Any]) -> None:
 
 
 def test_a_policy_that_lets_in_the_pages_nonce_lets_in_the_script(browser: Browser, site: str) -> None:
-    assert browser.open(site).run("return typeof mease") == "object"
+    browser.open(site).wait_for("typeof mease === 'object'")
     assert browser.open(site + "?nonce=another").run("return typeof mease") == "undefined"
 
 
