@@ -472,6 +472,21 @@ def test_a_server_that_stands_still_while_it_is_reaped_in_parts_is_there_again(
     assert watching.trouble is None
 
 
+def test_who_comes_while_redis_is_away_is_announced_to_who_is_on_the_same_server(
+    start_server: StartServer, own_valkey: EmbeddedValkey, quick: None
+) -> None:
+    by_message()
+    server = start_server()
+    page, late = Page(server), Page(server)
+    page.join()
+    assert page.hear() == ("join", page.id)
+    os.kill(own_valkey._pid(), signal.SIGKILL)
+    eventually(lambda: server.server._presence.trouble)
+    late.join()
+    own_valkey.ensure_running()
+    assert page.hear() == ("join", late.id)
+
+
 def test_redis_that_comes_back_empty_is_told_again_and_pages_are_not(
     start_server: StartServer, own_valkey: EmbeddedValkey, quick: None
 ) -> None:

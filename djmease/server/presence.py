@@ -276,7 +276,8 @@ class Presence(Members):
         return taken
 
     async def _until_heard(self, places: Iterable[tuple[Place, Here]]) -> None:
-        """Wait until this server hears the groups into which somebody new has come, who shall hear of it too."""
+        """Wait until this server hears the groups, those too into which somebody new has come, who shall hear of it."""
+        await self._channels.until_connected()
         groups = {place[0] for place, here in places if here.connections and place not in self._told}
         await asyncio.gather(*(self._channels.expect(self._channels.of_group(group)) for group in groups))
 

@@ -50,6 +50,8 @@ class Channels(Protocol):
 
     async def expect(self, channel: str) -> None: ...
 
+    async def until_connected(self) -> None: ...
+
 
 class Subscriptions:
     """Counts who needs which channel, and knows which of them Redis has confirmed. Any thread may use it.
@@ -77,6 +79,8 @@ class Subscriptions:
         """Channels for which it is still to be asked."""
         self._waiting: dict[str, list[Waiter]] = {}
         self._is_connected = False
+        self._connected = asyncio.Event()
+        """The same, for those on the loop who wait for it."""
         self._bell = asyncio.Event()
         self._late = Complaints(logger)
 
@@ -144,6 +148,12 @@ class Subscriptions:
         finally:
             self.release(channel)
 
+    async def until_connected(self) -> None:
+        """Return when what is held is heard, or that takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_TIMEOUT):
+                await self._connected.wait()
+
     def _wait_with(self, channel: str, done: Waiter) -> bool:
         with self._lock:
             if channel in self._confirmed or not self._is_connected:
@@ -187,12 +197,14 @@ class Subscriptions:
         """Say that the connection is subscribed to all that ``channels`` returned."""
         with self._lock:
             self._is_connected = True
+        self._connected.set()
         self._bell.set()  # For those who came meanwhile.
 
     def disconnected(self) -> None:
         """Say that nothing is heard any more; nobody waits for it."""
         with self._lock:
             self._is_connected = False
+            self._connected.clear()
             self._forget()
             waiting = [done for each in self._waiting.values() for done in each]
             self._waiting.clear()
