@@ -37,6 +37,10 @@ class Client(Protocol):
     """What others are told of it in groups with presence (``MEASE_PRESENCE``), a kilobyte as JSON at most; an opener
     sets it, or who else does so before ``join``."""
 
+    @property
+    def person_key(self) -> str:
+        """Whom it belongs to in groups with presence: ``Person.key`` of a user's clients, else of this one alone."""
+
     def join(self, group: str) -> None:
         """Put it into a group; in a thread, return when what is published to the group reaches it."""
 

@@ -139,6 +139,7 @@ def test_a_user_with_tabs_in_two_servers_is_one_person(start_server: StartServer
     ada = djmease.presence(GROUP)[1]
     key = str(User.objects.get(username="ada").pk)
     assert (ada.user, ada.key, ada.user_key, ada.info) == ("ada", key, key, {"colour": "red"})
+    assert {client.person_key for client in two.server.clients.snapshot()} == {key}
     assert began - 1 < ada.since < time.time()
     assert djmease.presence_count(GROUP) == 2
     tabs[0].close()
@@ -175,6 +176,7 @@ def test_strangers_are_a_person_each(start_server: StartServer) -> None:
         eventually(lambda: djmease.presence_count(GROUP) == len(ids))
     persons = djmease.presence(GROUP)
     assert [person.key for person in persons] == ids, "in the order in which they came"
+    assert [client.person_key for client in server.server.clients.snapshot()] == ids
     assert {(person.user, person.user_key, person.connections) for person in persons} == {(None, None, 1)}
 
 
