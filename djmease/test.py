@@ -222,17 +222,17 @@ class _Site:
         described = roll.describe(
             user=client.user, user_key=client.user_key, client_id=client.id, info=client.presence_json
         )
-        present = self._roll.setdefault(group, {}).setdefault(client.person_key, [])
+        present = self._roll.setdefault(group, {}).setdefault(_person(client), [])
         present.append((client, time.time(), described))
         if len(present) == 1:
             self._publish(roll.message_of(group, "join", *present[0][1:]))
 
     def left(self, client: TestClient, group: str) -> None:
         """Take a client off the roll of a group that it has left."""
-        present = self._roll.get(group, {}).pop(client.person_key, [])
+        present = self._roll.get(group, {}).pop(_person(client), [])
         others = [each for each in present if each[0] is not client]
         if others:
-            self._roll[group][client.person_key] = others
+            self._roll[group][_person(client)] = others
         elif present:
             self._publish(roll.message_of(group, "leave", *present[0][1:]))
 
@@ -287,6 +287,10 @@ _Present = tuple["TestClient", float, str]
 _sites: list[_Site] = []
 
 
+def _person(client: TestClient) -> str:
+    return roll.person_key(client.user_key, client.id)
+
+
 class _Finished:
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -321,7 +325,7 @@ class TestClient:
 
     @property
     def person_key(self) -> str:
-        return roll.person_key(self.user_key, self.id)
+        return self.id if self.user_key is None else self.user_key
 
     @property
     def presence(self) -> dict[str, Any]:

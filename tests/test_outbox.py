@@ -52,7 +52,7 @@ MESSAGES: list[tuple[Any, int, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("message", "opcode", "payload"), MESSAGES, ids=[type(message).__name__ for message, _, _ in MESSAGES])
+@pytest.mark.parametrize(("message", "opcode", "payload"), MESSAGES, ids=[type(each[0]).__name__ for each in MESSAGES])
 def test_text_is_text_bytes_are_binary_and_all_else_is_its_json(message: Any, opcode: int, payload: bytes) -> None:
     received = read_with_websockets(frame_of(message))
     assert (int(received.opcode), bytes(received.data)) == (opcode, payload)

@@ -14,7 +14,7 @@ from tornado.websocket import WebSocketHandler
 
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
-from djmease.roll import encode_info, person_key
+from djmease.roll import encode_info
 from djmease.server.complaints import Complaints
 from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
@@ -165,7 +165,7 @@ class Client(WebSocketHandler):
     def person_key(self) -> str:
         """Whom it belongs to in groups with presence: the user's primary key as text; its own id for nobody."""
         # As the user was heard of: one that is deleted has no key any more.
-        return person_key(self.heard_as, self.id)
+        return self.id if self.heard_as is None else self.heard_as
 
     @property
     def address(self) -> str:

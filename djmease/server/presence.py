@@ -316,7 +316,7 @@ def _matches_any(patterns: tuple[str, ...], group: str) -> bool:
 
 
 def _place(client: Client, group: str) -> Place:
-    return group, client.person_key
+    return group, roll.person_key(client.heard_as, client.id)
 
 
 def _described(client: Client) -> str:
