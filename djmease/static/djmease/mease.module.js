@@ -226,10 +226,10 @@
       };
     }
 
-    // Browsers fail a connection to a server that agrees on nothing of what they offer: it is asked again without. But a
-    // server of ours may have failed it too, so not where groups are waited for, nor where it has agreed before.
+    // A browser may fail a connection to a server that agrees on nothing, and does not say why. So it is tried without,
+    // but not for a first failure, which may have any cause: without there are no groups and no signs of life.
     #mayBeForeign() {
-      return !this.#openedAt && !this.#hasHeaders && (this.#hasBeenOpen || !this.#memberships.size);
+      return !this.#openedAt && !this.#hasHeaders && this.#failures > 0;
     }
 
     #open() {
@@ -284,21 +284,24 @@
 
     /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
 
+    get #heartbeat() {
+      return this.#hasHeaders ? this.#options.heartbeat * SECOND : 0;
+    }
+
     #watch() {
-      const heartbeat = this.#hasHeaders ? this.#options.heartbeat * SECOND : 0;
-      const delay = Math.min(heartbeat, this.#isProbing ? ANSWER_TIMEOUT : LOOK_INTERVAL);
-      if (heartbeat) this.#wait(delay, () => this.#look(heartbeat));
+      const delay = Math.min(this.#heartbeat, this.#isProbing ? ANSWER_TIMEOUT : LOOK_INTERVAL);
+      if (delay) this.#wait(delay, () => this.#look());
       else clearTimeout(this.#timer);
     }
 
-    #look(heartbeat) {
+    #look() {
       if (this.#isProbing) this.#lose(BROKEN, "no answer to a ping");
-      else if (Math.abs(Date.now() - this.#heardAt) >= heartbeat) this.#probe();
+      else if (Math.abs(Date.now() - this.#heardAt) >= this.#heartbeat) this.#probe();
       else this.#watch();
     }
 
     #probe() {
-      if (this.#isProbing || !this.#isOpen() || !this.#hasHeaders || !this.#options.heartbeat) return;
+      if (this.#isProbing || !this.#isOpen() || !this.#heartbeat) return;
       this.#isProbing = true;
       this.#socket.send(headed({ type: "ping" }));
       this.#watch();
@@ -324,7 +327,7 @@
       const now = Date.now();
       if (this.#openedAt) {
         this.#doubt();
-      } else if (!this.#attempt || now - this.#attemptAt > patience) {
+      } else if (!this.#isOver() && (!this.#attempt || now - this.#attemptAt > patience)) {
         this.#letGo();
         this.#wait(Math.min(LATER_WAIT, this.#notBefore - now), () => this.#connect());
       }
