@@ -683,6 +683,21 @@ describe("a server of another kind", () => {
     assert.equal(live.state, "reconnecting");
   });
 
+  test("is spoken to at once by a browser that does not mind, and its end is one as any other", async () => {
+    const world = new World();
+    world.protocol = "";
+    const live = world.mease.connect();
+    await settle();
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    live.send("\x1e");
+    assert.deepEqual(world.sent, ["\x1e"]);
+    world.socket.end(4401);
+    assert.equal(live.state, "refused");
+    assert.equal(world.sockets.length, 2);
+  });
+
   for (const [name, prepare] of Object.entries({
     "it has agreed before": async (world) => {
       await world.connected();
