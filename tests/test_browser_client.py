@@ -23,6 +23,7 @@ from django.template import Context, Template
 from django.test import Client as DjangoClient
 from django.test.testcases import LiveServerThread, _StaticFilesHandler
 from django.urls import path
+from websockets.sync.server import ServerConnection, serve
 
 import djmease
 from djmease import views
@@ -47,6 +48,13 @@ window.live = mease.connect(...arguments)
 for (const name of ["open", "close", "reconnecting", "refused", "dropped"])
     live.on(name, details => events.push([name, details]))
 live.on("message", data => texts.push(data))
+"""
+
+JOIN = """
+window.told = []
+window.board = live.group(arguments[0])
+for (const name of ["joined", "refused", "mease.presence"]) board.on(name, details => told.push([name, details]))
+board.on("message", data => { if (data.type === undefined) told.push(data) })
 """
 
 
@@ -512,3 +520,222 @@ def test_without_a_login_there_is_no_ticket_and_no_connection(
     window.wait_for("live.state === 'refused'")
     assert window.run("return events") == [["refused", {"code": 4401, "reason": "there is no ticket for this page"}]]
     assert companies == []
+
+
+# Groups
+
+
+@pytest.fixture
+def groups(settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    settings.MEASE_GROUPS = {"board.*": True, "users": {"LOGIN_REQUIRED": True}}
+    settings.MEASE_PRESENCE = ["board.9"]
+
+
+@pytest.fixture
+def joined(connected: Any, groups: None) -> Callable[[str], tuple[Window, LiveServer]]:
+    """A function that opens a page which has joined a group."""
+
+    def join(group: str) -> tuple[Window, LiveServer]:
+        window, server = connected()
+        window.run(JOIN, group)
+        window.wait_for("board.state === 'joined'")
+        return window, server
+
+    return join
+
+
+def test_a_page_joins_a_group_hears_what_is_for_it_and_leaves(joined: Any) -> None:
+    window, server = joined("board.7")
+    djmease.publish("news", "not for it", group="board.8")
+    djmease.publish("news", {"n": 1}, group="board.7")
+    djmease.publish("news", "for all")
+    window.wait_for("texts.includes('for all')")
+    assert window.run("return told") == [["joined", {"again": False}], {"n": 1}]
+    assert window.run("return texts") == [{"n": 1}, "for all"]
+    window.run("board.leave(); window.again = live.group('board.8')")
+    window.wait_for("again.state === 'joined'")
+    djmease.publish("news", "not any more", group="board.7")
+    djmease.publish("news", "the end")
+    window.wait_for("texts.includes('the end')")
+    assert window.run("return [texts.length, told.length, board.state]") == [3, 2, "left"]
+    assert server.server.clients.snapshot()[0].groups == {"board.8"}
+    assert window.logged() == []
+
+
+def test_a_page_that_leaves_and_joins_in_one_breath_is_in(joined: Any) -> None:
+    window, server = joined("board.7")
+    window.run("for (let i = 0; i < 20; i++) live.group('board.7').leave()")
+    window.run(JOIN, "board.7")
+    window.wait_for("board.state === 'joined'")
+    djmease.publish("news", "x", group="board.7")
+    window.wait_for("told.at(-1) === 'x'")
+    assert window.run("return told") == [["joined", {"again": False}], "x"]
+    assert server.server.clients.snapshot()[0].groups == {"board.7"}
+
+
+@pytest.mark.parametrize(("group", "reason"), [("users", "login_required"), ("elsewhere", "not_listed")])
+def test_a_page_that_may_not_join_is_told_why(connected: Any, groups: None, group: str, reason: str) -> None:
+    window, _ = connected()
+    window.run(JOIN, group)
+    window.wait_for("board.state === 'refused'")
+    djmease.publish("news", "not for it", group=group)
+    djmease.publish("news", "for all")
+    window.wait_for("texts.includes('for all')")
+    assert window.run("return [told, texts, live.state]") == [[["refused", {"reason": reason}]], ["for all"], "open"]
+
+
+def test_who_comes_and_goes_is_told_in_the_group(joined: Any, browser: Browser, site: str) -> None:
+    window, server = joined("board.9")
+    window.wait_for("told.filter(([name]) => name === 'mease.presence').length === 1")
+    other = browser.open(site)
+    other.run(CONNECT, f":{server.port}/")
+    other.run(JOIN, "board.9")
+    window.wait_for("told.filter(([name]) => name === 'mease.presence').length === 2")
+    other.run("board.leave()")
+    window.wait_for("told.filter(([name]) => name === 'mease.presence').length === 3")
+    presence = [details for name, details in window.run("return told") if name == "mease.presence"]
+    assert [details["event"] for details in presence] == ["join", "join", "leave"]
+    assert {details["group"] for details in presence} == {"board.9"}
+
+
+def test_what_begins_with_the_mark_of_a_header_goes_both_ways_unharmed(joined: Any, heard: list[Any]) -> None:
+    texts = ["\x1e", '\x1e{"type":"ping"}', "\x1e{}\n\x1e", "a\x1eb"]
+    window, server = joined("board.7")
+    window.run("for (const text of arguments[0]) live.send(text); live.send(new Uint8Array([30, 10]))", texts)
+    eventually(lambda: len(heard) == len(texts) + 1, "all of them")
+    assert heard == [*texts, b"\x1e\n"]
+    window.run("window.texts = []; live.on('message', (data, event) => texts.push([event.data]))")
+    for text in texts:
+        server.call(lambda text=text: server.server.clients.snapshot().send(text))
+        djmease.publish("news", text, group="board.7")
+        window.wait_for("texts.length === 4 && texts.splice(0).flat().every(text => text === arguments[0])", text)
+    window.run("""
+        window.bytes = []
+        const keep = data => data instanceof ArrayBuffer && bytes.push([...new Uint8Array(data)])
+        live.on("message", keep)
+        board.on("message", keep)
+    """)
+    djmease.publish("news", b"\x1e\n\xff", group="board.7")
+    djmease.publish("news", b"\x1e")
+    window.wait_for("bytes.length === 3")
+    assert window.run("return bytes") == [[30, 10, 255], [30, 10, 255], [30]]
+
+
+PUBLISHER = """
+import djmease
+
+@djmease.receiver
+def publish(message):
+    djmease.publish("news", message, group="board.7")
+"""
+
+
+def start_publisher(project: Project, port: int = 0) -> tuple[Process, int]:
+    """Start a server that publishes to a group what it is sent; returns its port."""
+    project.registry(PUBLISHER)
+    routes = "MEASE_ROUTES = {'news': 'djmease.senders.broadcast'}\nMEASE_GROUPS = {'board.*': True}\n"
+    project.settings(f"MEASE_DRAIN_TIMEOUT = 1\n{routes}")
+    server = project.start("run_websocket_server", f"127.0.0.1:{port}", "--noreload")
+    return server, server.port()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_server_that_comes_back_has_its_pages_back_in_their_groups(
+    browser: Browser, site: str, project: Project, number: int
+) -> None:
+    server, port = start_publisher(project)
+    window = browser.open(site)
+    window.run("Math.random = () => 0.2")
+    window.run(CONNECT, f":{port}/")
+    window.run(JOIN, "board.7")
+    window.run("live.group('board.8').leave(); live.send('before')")
+    window.wait_for("told.at(-1) === 'before'")
+    server.send_signal(number)
+    window.wait_for("live.state === 'reconnecting'")
+    server.wait()
+    assert window.run("return board.state") == "joining"
+    window.run("live.send('waited')")
+    start_publisher(project, port)
+    # What waited is sent behind the question, so that it is published to who is in the group again.
+    window.wait_for("told.at(-1) === 'waited'", timeout=60)
+    joined = [["joined", {"again": again}] for again in (False, True)]
+    assert window.run("return told") == [joined[0], "before", joined[1], "waited"]
+    assert window.run("return [board.state, live.group('board.7') === board]") == ["joined", True]
+
+
+def test_a_network_that_was_cut_has_its_page_back_in_the_group(
+    browser: Browser, site: str, start_server: StartServer, wire_to: Callable[[int], Wire], groups: None
+) -> None:
+    wire = wire_to(start_server().port)
+    window = browser.open(site)
+    window.run(CONNECT, f":{wire.port}/", {"heartbeat": 2})
+    window.run(JOIN, "board.7")
+    window.wait_for("board.state === 'joined'")
+    wire.cut()
+    window.wait_for("live.state === 'reconnecting'")
+    djmease.publish("news", "missed", group="board.7")
+    wire.mend()
+    window.wait_for("live.state === 'open' && board.state === 'joined'")
+    djmease.publish("news", "heard", group="board.7")
+    window.wait_for("told.at(-1) === 'heard'")
+    # What a dead connection still had in it comes to nobody.
+    assert window.run("return told") == [["joined", {"again": False}], ["joined", {"again": True}], "heard"]
+
+
+def test_a_ticket_goes_with_groups(
+    connected: Any, browser: Browser, site: str, settings: Any, ada: User, groups: None
+) -> None:
+    settings.MEASE_AUTHENTICATORS = ["djmease.authenticators.ticket"]
+    window = browser.open(site)
+    log_in(browser, window, ada)
+    window.close()
+    window, server = connected({"ticket": "/ws-ticket/"})
+    window.run(JOIN, "users")
+    window.wait_for("board.state === 'joined'")
+    djmease.publish("news", "to who is in", group="users")
+    window.wait_for("told.at(-1) === 'to who is in'")
+    (client,) = server.server.clients.snapshot()
+    assert (client.user, client.selected_subprotocol) == (ada, "mease.v1")
+
+
+# Servers that know nothing of us
+
+
+@pytest.fixture
+def foreign() -> Iterator[tuple[int, list[str | None]]]:
+    """A plain WebSocket server, which says everything back and agrees on nothing: its port, and what it was offered."""
+    offered: list[str | None] = []
+
+    def echo(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        offered.append(connection.request.headers.get("Sec-WebSocket-Protocol"))
+        for message in connection:
+            connection.send(message)
+
+    with serve(echo, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.socket.getsockname()[1], offered
+        server.shutdown()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_a_server_of_another_kind_is_spoken_to_in_raw_frames(
+    browser: Browser, site: str, foreign: tuple[int, list[str | None]]
+) -> None:
+    port, offered = foreign
+    window = browser.open(site)
+    window.run(CONNECT, f":{port}/", {"heartbeat": 0.2})
+    window.run("live.send('\\x1e{}\\nx'); live.send({n: 1})")
+    window.wait_for("texts.length === 2")
+    window.run(JOIN, "board.7")
+    window.wait_for("board.state === 'refused'")
+    pass_time(window, 1)
+    window.run("live.send('still there')")
+    window.wait_for("texts.length === 3")
+    assert window.run("return texts") == ["\x1e{}\nx", {"n": 1}, "still there"]
+    assert window.run("return told") == [["refused", {"reason": "no_subprotocol"}]]
+    assert names_of(window) == ["reconnecting", "open"]
+    assert offered == ["mease.v1", "mease.v1", None]

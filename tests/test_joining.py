@@ -238,6 +238,15 @@ def test_a_ping_is_answered_and_a_message_behind_an_empty_header_is_received(sta
     eventually(lambda: heard == ["\x1eodd\nlines"])
 
 
+def test_questions_count_as_messages(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 3
+    page = Page(start_server())
+    with pytest.raises(ConnectionClosed) as closed:
+        for _ in range(1000):
+            page.ask(type="ping")
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 4429
+
+
 def heard_by(heard: list[Any]) -> Callable[[Any], None]:
     def hear(message: Any) -> None:
         heard.append(message)
@@ -249,8 +258,20 @@ def test_without_the_subprotocol_all_is_raw(start_server: StartServer) -> None:
     heard: list[Any] = []
     djmease.receiver(heard_by(heard))
     raw = start_server().connect()
-    raw.send('\x1e{"type":"join","group":"open.7"}')
-    eventually(lambda: heard == ['\x1e{"type":"join","group":"open.7"}'])
+    texts = ['\x1e{"type":"join","group":"open.7"}', '\x1e{"type":"ping"}', "\x1e"]
+    for text in texts:
+        raw.send(text)
+    eventually(lambda: heard == texts)
+
+
+def test_a_client_has_headers_in_text_alone(start_server: StartServer) -> None:
+    heard: list[Any] = []
+    djmease.receiver(heard_by(heard))
+    page = Page(start_server())
+    page.connection.send(b'\x1e{"type":"ping"}')
+    page.connection.send(b"\x1e")
+    assert page.ask(type="ping") == {"type": "pong"}
+    eventually(lambda: heard == [b'\x1e{"type":"ping"}', b"\x1e"])
 
 
 @pytest.mark.parametrize("text", ["\x1e", "\x1e[]", "\x1e{", "\x1e" + "[" * 3000, "\x1e" + " " * 5000 + "{}", "\x1e\n"])

@@ -60,10 +60,24 @@ def test_the_types_know_the_same_names() -> None:
     source, types = SCRIPT.read_text(), (FILES / "mease.d.ts").read_text()
     options = set(re.findall(r"(\w+):", re.search(r"DEFAULTS = \{(.*)\}", source)[1])) | {"ticket", "csrfToken"}
     assert set(re.findall(r"^  (\w+)\?:", types, re.MULTILINE)) == options
-    events = re.findall(r'"(\w+)"', re.search(r"OWN_EVENTS = \[(.*)\]", source)[1])
-    assert set(re.findall(r'on\(name: "(\w+)"', types)) == set(events)
+    of_group = re.search(r"interface Group \{.*?\n\}", types, re.DOTALL)[0]
+    of_live = re.search(r"interface Live \{.*?\n\}", types, re.DOTALL)[0]
+    for name, described in (("LIVE", of_live), ("GROUP", of_group)):
+        events = re.findall(r'"(\w+)"', re.search(rf"{name}_EVENTS = \[(.*)\]", source)[1])
+        assert set(re.findall(r'on\(name: "(\w+)"', described)) == set(events)
     states = re.findall(r'"(\w+)"', re.search(r"type State = (.*);", types)[1])
     assert set(re.findall(r'#(?:state = |end\()"(\w+)"', source)) == set(states)
+    group_states = re.findall(r'"(\w+)"', re.search(r"type GroupState = (.*);", types)[1])
+    becomes = re.findall(r'[^#]\bstate = "(\w+)"|type === "(joined|refused)"', source)
+    assert {one or other for one, other in becomes} == set(group_states)
+
+
+def test_the_types_know_each_reason_of_a_refusal() -> None:
+    types, protocol = (FILES / "mease.d.ts").read_text(), (ROOT / "docs" / "mease-v1.rst").read_text()
+    told = set(re.findall(r'"(\w+)"', re.search(r'"reason": \{\s*"enum": \[(.*?)\]', protocol, re.DOTALL)[1]))
+    # A group's page asks nothing but to join and to leave, and knows by itself where there is nobody to ask.
+    expected = told - {"unknown_type"} | {"no_subprotocol"}
+    assert set(re.findall(r'\| "(\w+)"', re.search(r"type Reason =(.*?);", types, re.DOTALL)[1])) == expected
 
 
 def test_it_stays_away_after_the_codes_of_which_the_readme_says_so() -> None:

@@ -26,9 +26,10 @@ def demo() -> Iterator[Demo]:
 
 
 def received(client: ClientConnection, kind: str) -> dict[str, Any]:
-    """Return the next message of that type."""
+    """Return the next message of that type, without its header."""
     while True:
-        message: dict[str, Any] = json.loads(client.recv(DEADLINE))
+        text = str(client.recv(DEADLINE))
+        message: dict[str, Any] = json.loads(text.partition("\n")[2] if text.startswith("\x1e") else text)
         if message["type"] == kind:
             return message
 
@@ -97,7 +98,9 @@ def test_an_announcement_saved_in_the_admin_arrives_at_the_pages(demo: Demo) -> 
     assert "Log out" in demo.post("/login/", username="demo", password="demo", next="/admin/")
     change = re.search(r"/admin/announcements/announcement/\d+/change/", demo.get("/admin/announcements/announcement/"))
     assert change is not None
-    with demo.connect() as client:
+    with demo.connect(subprotocols=["mease.v1"]) as client:
+        client.send('\x1e{"type":"join","group":"board"}')
+        assert client.recv(DEADLINE) == '\x1e{"type":"joined","group":"board"}'
         client.send('{"type": "board.look"}')
         received(client, "board")
         demo.post(change[0], title="The board is open", text="")

@@ -20,7 +20,6 @@ from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
 from djmease.server.protocol import (
-    HEADED,
     HEADED_SUBPROTOCOL,
     SENDABLE_CLOSE_CODES,
     WebSocketProtocol,
@@ -31,9 +30,6 @@ from djmease.server.readers import Readers
 
 CHALLENGE = 'Mease realm="websocket"'
 """HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
-BROWSER_PING = '{"type":"mease.ping"}'
-"""What mease.js sends to learn whether the connection lives: exactly this text, which receivers do not see."""
-BROWSER_PONG = '{"type":"mease.pong"}'
 IDENTIFY_TIMEOUT = 10.0
 """Seconds that a handshake waits for its session; callbacks that hang may keep all threads busy."""
 
@@ -124,6 +120,8 @@ class Client(WebSocketHandler):
         """The user whose channel is heard for it."""
         self.identity = NOBODY
         self.is_turned_away = False
+        self.takes_headers = False
+        """Whether ``mease.v1`` was agreed on."""
         self.presence_json = "{}"
         """What it tells of itself in groups with presence."""
 
@@ -325,6 +323,8 @@ class Client(WebSocketHandler):
         )
 
     def _open(self, *args: str, **kwargs: str) -> None:
+        # Asked once: each message of a client that speaks raw frames is spared the question.
+        self.takes_headers = self.selected_subprotocol == HEADED_SUBPROTOCOL
         self._events.opened(self)
 
     open = _open
@@ -332,9 +332,7 @@ class Client(WebSocketHandler):
     def on_message(self, message: str | bytes) -> None:
         if not self._may_send():
             return
-        if message == BROWSER_PING:
-            self.write_message(BROWSER_PONG)
-        elif isinstance(message, str) and message.startswith(MARK) and self.takes_headers:
+        if self.takes_headers and isinstance(message, str) and message.startswith(MARK):
             self._on_header(message)
         else:
             self.received += 1
@@ -361,12 +359,6 @@ class Client(WebSocketHandler):
         connection = self.ws_connection
         if connection is not None and self.takes_headers:
             self._outbox.write(connection, header_frame(fields))
-
-    @property
-    def takes_headers(self) -> bool:
-        """Whether ``mease.v1`` was agreed on."""
-        connection = self.ws_connection
-        return connection is not None and bool(connection.takes & HEADED)
 
     def on_ping(self, data: bytes) -> None:
         self._may_send()  # A ping costs as much as a message, for it is answered.

@@ -21,8 +21,7 @@ def announce(sender: type[Announcement], raw: bool = False, **kwargs: object) ->
 
 
 def look(client: djmease.Client) -> None:
-    """Put a page that asks into the group, and write it the board. The settings name this in `MEASE_RECEIVERS`."""
-    client.join("board")
+    """Write the board to a page that asks. The settings name this in `MEASE_RECEIVERS`."""
     client.send(board())
 
 

@@ -14,7 +14,7 @@ def titles(page):
 
 class BoardTests(TestCase):
     def test_saving_and_deleting_tell_the_pages_that_look(self):
-        with connect() as page, connect() as elsewhere:
+        with connect(groups=["board"]) as page, connect() as elsewhere:
             page.send({"type": "board.look"})
             announcement = Announcement.objects.create(title="The board is open")
             announcement.delete()

@@ -104,3 +104,6 @@ MEASE_RECEIVERS = [
     {"RECEIVER": "announcements.live.look", "TYPE": "board.look"},
     {"RECEIVER": "djmease.receivers.publish", "TYPE": "score", "ROUTING": "scores"},
 ]
+
+# The groups that pages join by themselves, with live.group('board').
+MEASE_GROUPS = {"board": True}

@@ -2,11 +2,17 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 
-import { PING, PONG, World, recorded, settle } from "./world.mjs";
+import { PING, PONG, World, headed, recorded, settle } from "./world.mjs";
 
 const CALLED_OFF = [1000, 1005];
 const REFUSED = [1002, 1007, 1008, 1009, 4401, 4403];
 const COMES_BACK = [1001, 1006, 1011, 1012, 1013, 4000, 4429];
+
+function recordedGroup(group) {
+  const events = [];
+  for (const name of ["joined", "refused", "message"]) group.on(name, (details) => events.push([name, { ...details }]));
+  return events;
+}
 
 describe("messages", () => {
   test("JSON is parsed, other text and bytes come as they are", async () => {
@@ -524,13 +530,487 @@ describe("a connection that may be dead", () => {
     assert.deepEqual(world.socket.sent, [PING]);
   });
 
-  test("it can be switched off, for servers of another kind", async () => {
+  for (const [name, protocol, options] of [
+    ["it can be switched off", "mease.v1", { heartbeat: 0 }],
+    ["a server of another kind is not asked", "", {}],
+  ]) {
+    test(name, async () => {
+      const world = new World();
+      world.protocol = protocol;
+      const { live } = await world.connected("/ws/", options);
+      assert.deepEqual(world.waits, []);
+      await world.pass(3600);
+      for (const wake of ["online", "offline"]) world.window(wake);
+      await world.pass(3600);
+      assert.deepEqual(world.socket.sent, []);
+      assert.equal(live.state, "open");
+      assert.equal(world.sockets.length, 1);
+    });
+  }
+});
+
+describe("the subprotocol", () => {
+  const ODD = ["\x1e", '\x1e{"type":"ping"}', "\x1e{}\nx"];
+
+  test("what begins as if it had a header is given one, also where it has waited", async () => {
     const world = new World();
-    const { live } = await world.connected("wss://elsewhere.example/", { heartbeat: 0 });
-    await world.pass(3600);
-    for (const name of ["online", "offline"]) world.window(name);
+    const live = world.mease.connect();
+    for (const text of ODD) live.send(text);
+    await settle();
+    world.socket.open();
+    for (const text of ["x\x1e", "", ...ODD]) live.send(text);
+    const escaped = ODD.map((text) => `\x1e{}\n${text}`);
+    assert.deepEqual(world.socket.sent, [...escaped, "x\x1e", "", ...escaped]);
+  });
+
+  test("bytes are sent as they are", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const all = [new Uint8Array([0x1e]), new Uint8Array([0x1e]).buffer, new Blob(["\x1e"])];
+    for (const data of all) live.send(data);
+    assert.deepEqual(world.socket.sent, all);
+  });
+
+  test("where it is not agreed on, everything is raw in both directions", async () => {
+    const world = new World();
+    world.protocol = "mease.ticket";
+    const live = world.mease.connect({ ticket: () => "t" });
+    const events = recorded(live);
+    await settle();
+    world.socket.open();
+    const bytes = new Uint8Array([0x1e, 0x7b, 0x7d, 0x0a]).buffer;
+    for (const data of [...ODD, bytes]) world.socket.receive(data);
+    for (const text of ODD) live.send(text);
+    assert.deepEqual(world.socket.sent, ODD);
+    const received = events.filter(([name]) => name === "message").map(([, data]) => data);
+    assert.deepEqual(received, [...ODD, bytes]);
+  });
+
+  test("a message is what stands behind its header, for the handler and in its event", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const seen = [];
+    live.on("message", (data, event) => seen.push([data, event.data]));
+    live.on("a", ({ n }) => seen.push(n));
+    const texts = ["", "x\ny", "\x1e", "\x1e{}\n"];
+    for (const text of texts) world.socket.receive(headed({ groups: ["g"], later: 1 }, text));
+    world.socket.receive(headed({}, '{"type":"a","n":7}'));
+    assert.deepEqual(seen.slice(0, 4), texts.map((text) => [text, text]));
+    assert.equal(seen[4][1], '{"type":"a","n":7}');
+    assert.deepEqual(seen.slice(5), [7]);
+  });
+
+  test("so it is with bytes", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const seen = [];
+    live.on("message", (data, event) => seen.push([[...new Uint8Array(data)], data === event.data]));
+    live.group("u").on("message", (data) => seen.push(data.byteLength));
+    const bytes = (header, ...more) => new Uint8Array([...new TextEncoder().encode(header), ...more]).buffer;
+    world.socket.receive(bytes(headed({ groups: ["u"], later: "ü" }, ""), 10, 0x1e, 255));
+    world.socket.receive(bytes(headed({}, ""), 0x1e));
+    world.socket.receive(bytes(headed({}, "")));
+    world.socket.receive(bytes("", 1, 0x1e));
+    world.socket.receive(bytes(""));
+    assert.deepEqual(seen, [[[10, 0x1e, 255], true], 3, [[0x1e], true], [[], true], [[1, 0x1e], true], [[], true]]);
+  });
+
+  test("what it does not know is passed over, and is a sign of life", async () => {
+    const world = new World();
+    const { live, events } = await world.connected();
+    const board = recordedGroup(live.group("board"));
+    await world.pass(20);
+    const headers = ["", "{", "null", "[]", '"joined"', '{"type":"dance","group":"board","ref":1}'];
+    for (const header of headers) world.socket.receive(`\x1e${header}`);
+    const before = ["\n1", "{\n2", "null\n3", '{"type":"joined","group":"board","ref":1}\n4'];
+    for (const text of before) world.socket.receive(`\x1e${text}`);
+    assert.deepEqual(events.slice(1).map(([, data]) => data), [1, 2, 3, 4]);
+    assert.deepEqual(board, []);
+    await world.pass(20);
+    assert.equal(world.socket.sent.includes(PING), false);
+    assert.deepEqual(world.errors, []);
+  });
+});
+
+describe("a server of another kind", () => {
+  test("is asked without the subprotocol, at once where that with it has failed twice", async () => {
+    const world = new World();
+    const live = world.mease.connect("wss://elsewhere.example/");
+    const events = recorded(live);
+    await settle();
+    world.socket.fail();
+    for (const again of [false, true]) {
+      await world.pass(1);
+      world.socket.fail();
+      assert.deepEqual(world.sockets.slice(-2).map(({ protocols }) => protocols), [["mease.v1"], []]);
+      world.socket.open();
+      assert.deepEqual([live.state, events.at(-1)], ["open", ["open", { again }]]);
+      live.send("\x1e");
+      world.socket.receive("\x1e{}\nx");
+      assert.equal(events.at(-1)[1], "\x1e{}\nx");
+      world.socket.end();
+    }
+    assert.deepEqual(world.sent, ["\x1e", "\x1e"]);
+    assert.equal(world.sockets.length, 5);
+    assert.deepEqual(world.warnings, []);
+  });
+
+  test("that is away is waited for as any other", async () => {
+    const world = new World();
+    const live = world.mease.connect();
+    const delays = [];
+    live.on("reconnecting", ({ delay }) => delays.push(delay));
+    for (let attempt = 0; attempt < 5; attempt++) {
+      await world.pass(delays.at(-1) ?? 0);
+      world.socket.end();
+    }
+    assert.deepEqual(delays, [0.5, 1, 2, 4, 8]);
+    assert.equal(world.sockets.length, 9);
+  });
+
+  test("has twenty seconds for both", async () => {
+    const world = new World();
+    const live = world.mease.connect();
+    await settle();
+    world.socket.fail();
+    await world.pass(0.5 + 15);
+    world.socket.fail();
+    assert.equal(world.sockets.length, 3);
+    await world.pass(4.9);
+    assert.equal(world.socket.readyState, 0);
+    await world.pass(0.2);
+    assert.equal(world.socket.readyState, 2);
+    assert.equal(live.state, "reconnecting");
+  });
+
+  test("is spoken to at once by a browser that does not mind, and its end is one as any other", async () => {
+    const world = new World();
+    world.protocol = "";
+    const live = world.mease.connect();
+    await settle();
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    live.send("\x1e");
+    assert.deepEqual(world.sent, ["\x1e"]);
+    world.socket.end(4401);
+    assert.equal(live.state, "refused");
+    assert.equal(world.sockets.length, 2);
+  });
+
+  for (const [name, prepare] of Object.entries({
+    "it has agreed before": async (world) => {
+      await world.connected();
+      world.socket.end();
+    },
+    "there is a ticket": async (world) => world.mease.connect({ ticket: () => "t" }),
+  })) {
+    test(`is not what it is taken for where ${name}`, async () => {
+      const world = new World();
+      await prepare(world);
+      for (let attempt = 0; attempt < 5; attempt++) {
+        await world.pass(20);
+        world.socket.end();
+      }
+      assert.ok(world.sockets.length >= 5);
+      assert.ok(world.sockets.every(({ protocols }) => protocols[0] === "mease.v1"));
+    });
+  }
+
+  test("has no groups, says each of them, and may be left and come back", async () => {
+    const world = new World();
+    world.protocol = "";
+    const live = world.mease.connect();
+    const early = live.group("early");
+    const events = recordedGroup(early);
+    await settle();
+    world.socket.open();
+    const late = live.group("late");
+    const lateEvents = recordedGroup(late);
+    const left = live.group("left");
+    left.leave();
+    assert.deepEqual([early.state, late.state], ["joining", "joining"]);
+    await settle();
+    const refused = ["refused", { reason: "no_subprotocol" }];
+    assert.deepEqual([events, lateEvents], [[refused], [refused]]);
+    assert.deepEqual([early.state, late.state, left.state], ["refused", "refused", "left"]);
+    world.socket.end();
+    assert.equal(early.state, "joining");
+    await world.pass(1);
+    world.socket.fail();
+    assert.deepEqual(world.socket.protocols, []);
+    world.socket.open();
+    await settle();
+    assert.deepEqual(events, [refused, refused]);
     assert.deepEqual(world.socket.sent, []);
-    assert.equal(live.state, "open");
+    live.group("left").leave();
+    live.group("lost");
+    world.socket.end();
+    await settle();
+    assert.equal(live.group("lost").state, "joining");
+  });
+});
+
+describe("groups", () => {
+  const message = (name, data) => headed({ groups: [name] }, JSON.stringify(data));
+
+  test("the states and events of a life", async () => {
+    const world = new World();
+    const live = world.mease.connect();
+    const board = live.group("board.7");
+    const events = recordedGroup(board);
+    assert.deepEqual([board.name, board.state], ["board.7", "joining"]);
+    await settle();
+    world.socket.open();
+    assert.deepEqual(world.socket.sent, ['\x1e{"type":"join","group":"board.7","ref":1}']);
+    assert.equal(board.state, "joining");
+    world.socket.answer("joined");
+    assert.equal(board.state, "joined");
+    world.socket.receive(message("board.7", { n: 1 }));
+    world.socket.end();
+    assert.equal(board.state, "joining");
+    await world.pass(1);
+    world.socket.open();
+    world.socket.answer("joined");
+    board.leave();
+    assert.equal(board.state, "left");
+    assert.deepEqual(world.socket.asked.map(({ type }) => type), ["join", "leave"]);
+    world.socket.answer("left");
+    world.socket.receive(message("board.7", { n: 2 }));
+    board.leave();
+    assert.equal(world.socket.asked.length, 2);
+    world.socket.end();
+    await world.pass(20);
+    world.socket.open();
+    assert.deepEqual(world.socket.sent, []);
+    assert.deepEqual(events, [["joined", { again: false }], ["message", { n: 1 }], ["joined", { again: true }]]);
+    assert.throws(() => { "use strict"; board.state = "joined"; }, TypeError);
+  });
+
+  test("one that is asked for on an open connection is joined at once", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const [one, other] = [live.group("one"), live.group("other")];
+    const [join, second] = world.socket.asked;
+    assert.deepEqual([join.group, second.group], ["one", "other"]);
+    world.socket.receive(headed({ type: "joined", group: "other", ref: second.ref }));
+    assert.deepEqual([one.state, other.state], ["joining", "joined"]);
+  });
+
+  test("a message goes to the handlers of the connection and of each of its groups", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const seen = [];
+    live.on("message", ({ n }) => seen.push(["live", n]));
+    live.on("a", () => seen.push(["live a"]));
+    for (const name of ["one", "two", "three"]) {
+      live.group(name).on("message", ({ n }, event) => seen.push([name, n, event.data]));
+      live.group(name).on("a", () => seen.push([`${name} a`]));
+    }
+    world.socket.receive(headed({ groups: ["one", "not-ours", "two"] }, '{"type":"a","n":1}'));
+    const text = '{"type":"a","n":1}';
+    const expected = [["live", 1], ["live a"], ["one", 1, text], ["one a"], ["two", 1, text], ["two a"]];
+    assert.deepEqual(seen, expected);
+    world.socket.receive({ n: 2 });
+    assert.deepEqual(seen.slice(6), [["live", 2]]);
+  });
+
+  test("who is there comes as messages", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const seen = [];
+    live.group("board").on("mease.presence", ({ event, key }) => seen.push([event, key]));
+    world.socket.receive(message("board", { type: "mease.presence", event: "join", key: "7" }));
+    world.socket.receive(message("other", { type: "mease.presence", event: "join", key: "8" }));
+    assert.deepEqual(seen, [["join", "7"]]);
+  });
+
+  test("a message cannot pass for an event of the group", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    const events = recordedGroup(board);
+    const types = ["joined", "refused", "message", "constructor"];
+    for (const type of types) world.socket.receive(message("board", { type }));
+    assert.deepEqual(events.map(([name]) => name), ["message", "message", "message", "message"]);
+    assert.equal(board.state, "joining");
+  });
+
+  test("the same name is the same group until it is left", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    assert.equal(live.group("board"), board);
+    world.socket.answer("joined");
+    assert.equal(live.group("board"), board);
+    assert.equal(world.socket.asked.length, 1);
+    board.leave();
+    const another = live.group("board");
+    assert.notEqual(another, board);
+    board.leave();
+    assert.deepEqual([board.state, another.state], ["left", "joining"]);
+    assert.deepEqual(world.socket.asked.map(({ type }) => type), ["join", "leave", "join"]);
+  });
+
+  test("late answers to earlier questions are not mistaken", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    live.group("board").leave();
+    const board = live.group("board");
+    const events = recordedGroup(board);
+    const [first, leave, last] = world.socket.asked;
+    const answer = ({ group, ref }, type, more) => world.socket.receive(headed({ type, group, ref, ...more }));
+    answer(first, "joined");
+    answer(leave, "left");
+    assert.equal(board.state, "joining");
+    answer(last, "refused", { reason: "too_many" });
+    answer(first, "joined");
+    answer(last, "joined");
+    answer({ group: "board" }, "joined");
+    assert.deepEqual([board.state, events], ["refused", [["refused", { reason: "too_many" }]]]);
+  });
+
+  test("one that is refused is asked for again by the next connection, and by a new start", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    const events = recordedGroup(board);
+    world.socket.answer("refused", { reason: "login_required" });
+    assert.equal(board.state, "refused");
+    assert.equal(live.group("board"), board);
+    await world.pass(20);
+    assert.equal(world.socket.asked.length, 1);
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    world.socket.answer("joined");
+    assert.deepEqual(events, [["refused", { reason: "login_required" }], ["joined", { again: false }]]);
+    board.leave();
+    live.group("board");
+    world.socket.answer("joined");
+    assert.equal(live.group("board").state, "joined");
+  });
+
+  test("a connection begins with its groups, before what handlers of open send and what waited", async () => {
+    const world = new World();
+    const live = world.mease.connect();
+    live.send("waited");
+    live.group("one");
+    live.group("two");
+    live.group("gone").leave();
+    live.on("open", () => {
+      live.send("from a handler");
+      live.group("three");
+    });
+    await settle();
+    world.socket.open();
+    const said = world.socket.sent.map((text) => (text[0] === "\x1e" ? JSON.parse(text.slice(1)).group : text));
+    assert.deepEqual(said, ["one", "two", "from a handler", "three", "waited"]);
+  });
+
+  test("an answer of the connection before, or after its end, changes nothing", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    const old = world.socket;
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    old.readyState = 1;
+    old.answer("joined");
+    assert.equal(board.state, "joining");
+    const { ref } = old.asked[0];
+    world.socket.receive(headed({ type: "joined", group: "board", ref }));
+    assert.equal(board.state, "joining");
+    world.socket.answer("joined");
+    assert.equal(board.state, "joined");
+  });
+
+  for (const code of [1000, 4401]) {
+    test(`all are left when it is over by ${code}`, async () => {
+      const world = new World();
+      const { live } = await world.connected();
+      const board = live.group("board");
+      const states = [];
+      for (const name of ["close", "refused"]) live.on(name, () => states.push(board.state));
+      world.socket.answer("joined");
+      world.socket.end(code);
+      assert.deepEqual(new Set(states), new Set(["left"]));
+      const late = live.group("late");
+      assert.equal(late.state, "left");
+      late.leave();
+      board.leave();
+      await world.pass(3600);
+      assert.deepEqual(world.socket.asked.map(({ group }) => group), ["board"]);
+    });
+  }
+
+  test("a connection that is closing is not asked, and the next one is", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    world.socket.readyState = 2;
+    live.group("late");
+    board.leave();
+    assert.equal(world.socket.asked.length, 1);
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    assert.deepEqual(world.socket.asked.map(({ type, group }) => [type, group]), [["join", "late"]]);
+  });
+
+  test("a handler may leave, join and close", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const [one, two, three] = ["one", "two", "three"].map((name) => live.group(name));
+    const seen = [];
+    three.on("message", ({ type }) => seen.push(`3 ${type}`));
+    live.on("leave two", () => two.leave());
+    live.on("over", () => live.close());
+    two.on("message", (data) => seen.push(data.type));
+    one.on("again", () => { one.leave(); live.group("one"); });
+    for (const type of ["again", "leave two", "over"]) {
+      world.socket.receive(headed({ groups: ["one", "two", "three"] }, JSON.stringify({ type })));
+    }
+    assert.deepEqual(seen, ["again", "3 again", "3 leave two"]);
+    assert.deepEqual(world.socket.asked.map(({ type }) => type), ["join", "join", "join", "leave", "join", "leave"]);
+    assert.deepEqual(world.errors, []);
+  });
+
+  test("a handler that throws disturbs nobody, and one that is removed is gone", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    const board = live.group("board");
+    let runs = 0;
+    board.on("joined", () => { throw new Error("broken handler"); });
+    const remove = board.on("message", () => runs++);
+    world.socket.answer("joined");
+    world.socket.receive(message("board", 1));
+    remove();
+    world.socket.receive(message("board", 2));
+    await world.pass(0);
+    assert.equal(runs, 1);
+    assert.deepEqual(world.errors.map(String), ["Error: broken handler"]);
+    assert.equal(board.state, "joined");
+  });
+
+  test("joining does not wait while a sign of life is awaited", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    await world.pass(26);
+    live.send("waits");
+    live.group("board");
+    assert.deepEqual([world.socket.sent[0], world.socket.asked[0].group], [PING, "board"]);
+    world.socket.answer("joined");
+    assert.deepEqual(world.sent, ["waits"]);
+  });
+
+  test("what is no name of a group raises at once: the server would end the connection for some", () => {
+    const live = new World().mease.connect();
+    for (const name of ["", "a room", "ü", "x".repeat(201), "a\n", undefined, null, 7, ["board"]]) {
+      assert.throws(() => live.group(name), { name: "TypeError" });
+    }
+    for (const name of ["x".repeat(200), "a.b:c/d@e+f-g_h"]) assert.equal(live.group(name).name, name);
   });
 });
 
@@ -544,8 +1024,8 @@ describe("tickets", () => {
     world.socket.end();
     await world.pass(1);
     assert.deepEqual(world.sockets.map((socket) => socket.protocols), [
-      ["mease.ticket", "mease.ticket.t1"],
-      ["mease.ticket", "mease.ticket.t2"],
+      ["mease.v1", "mease.ticket", "mease.ticket.t1"],
+      ["mease.v1", "mease.ticket", "mease.ticket.t2"],
     ]);
     assert.ok(!world.socket.url.includes("t2"));
     const [{ url, method, headers }] = world.requests;
@@ -570,7 +1050,7 @@ describe("tickets", () => {
       const world = new World();
       world.mease.connect({ ticket });
       await settle();
-      assert.deepEqual(world.socket.protocols, ["mease.ticket", "mease.ticket.mine"]);
+      assert.deepEqual(world.socket.protocols, ["mease.v1", "mease.ticket", "mease.ticket.mine"]);
     }
   });
 

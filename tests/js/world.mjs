@@ -6,8 +6,8 @@ import vm from "node:vm";
 const FILE = new URL("../../djmease/static/djmease/mease.js", import.meta.url);
 const SOURCE = readFileSync(FILE, "utf8");
 
-export const PING = '{"type":"mease.ping"}';
-export const PONG = '{"type":"mease.pong"}';
+export const PING = '\x1e{"type":"ping"}';
+export const PONG = '\x1e{"type":"pong"}';
 
 /** Lets promises that are settled run on. */
 export const settle = () => new Promise((resolve) => setImmediate(resolve));
@@ -17,7 +17,8 @@ export class World {
   skew = 0;                           // of the clock on the wall
   random = 1;
   sockets = [];
-  sent = [];                          // what any open socket was handed, pings apart
+  sent = [];                          // what any open socket was handed, pings and what is asked of groups apart
+  protocol = "mease.v1";              // what the server agrees on where it is offered
   warnings = [];
   errors = [];                        // what handlers threw
   requests = [];
@@ -41,6 +42,8 @@ export class World {
       AbortController,
       ArrayBuffer,
       Blob,
+      MessageEvent,
+      TextDecoder,
       Date: { now: () => this.now + this.skew },
       URL,
       WebSocket: class extends Socket {
@@ -54,6 +57,7 @@ export class World {
       document: this.document,
       fetch: (url, options) => this.#fetch(url, options),
       location: new URL(href),
+      queueMicrotask,
       setTimeout: (run, delay = 0) => this.#set(run, delay),
       worldRandom: () => this.random,
     });
@@ -134,6 +138,11 @@ export class World {
   }
 }
 
+/** A header, and what stands behind it. */
+export function headed(fields, message) {
+  return `\x1e${JSON.stringify(fields)}${message === undefined ? "" : `\n${message}`}`;
+}
+
 const EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
 
 export function recorded(live) {
@@ -157,8 +166,26 @@ class Socket {
   }
 
   open() {
+    const { protocol } = this.world;
     this.readyState = 1;
+    this.protocol = this.protocols.includes(protocol) ? protocol : "";
     this.onopen?.({});
+  }
+
+  isQuestion(data) {
+    const isHeader = typeof data === "string" && data.startsWith("\x1e") && !data.includes("\n");
+    return isHeader && data !== PING && this.protocol === "mease.v1";
+  }
+
+  /** The headers that it was handed, pings apart. */
+  get asked() {
+    return this.sent.filter((data) => this.isQuestion(data)).map((text) => JSON.parse(text.slice(1)));
+  }
+
+  /** Answers what was asked last. */
+  answer(type, more = {}) {
+    const { group, ref } = this.asked.at(-1);
+    this.receive(headed({ type, group, ref, ...more }));
   }
 
   receive(data) {
@@ -166,8 +193,14 @@ class Socket {
     if (this.readyState === 1) this.onmessage?.({ data: isFrame ? data : JSON.stringify(data) });
   }
 
-  /** It ends without the page's doing. */
+  /** It ends without the page's doing; where it never came, so does what is tried at once in its place. */
   end(code = 1006, reason = "") {
+    const hasBeenOpen = this.readyState > 0;
+    this.fail(code, reason);
+    if (!hasBeenOpen && this.world.socket !== this) this.world.socket.fail(code, reason);
+  }
+
+  fail(code = 1006, reason = "") {
     this.readyState = 3;
     this.onclose?.({ code, reason });
   }
@@ -176,7 +209,7 @@ class Socket {
     assert.notEqual(this.readyState, 0, "a browser throws where a connection is not open yet");
     if (this.readyState !== 1) return;
     this.sent.push(data);
-    if (data !== PING) this.world.sent.push(data);
+    if (data !== PING && !this.isQuestion(data)) this.world.sent.push(data);
   }
 
   close(code) {

@@ -1,6 +1,21 @@
 /** Types of mease.js, for its global `mease`, and of mease.module.js, which exports the same. */
 
 export type State = "connecting" | "open" | "reconnecting" | "closed" | "refused";
+export type GroupState = "joining" | "joined" | "refused" | "left";
+
+/**
+ * Why the page is not let into a group: no entry of `MEASE_GROUPS` lets anybody in (`not_listed`), what the entry asks
+ * for is not met, the page is in as many groups as `MEASE_MAX_GROUPS` allows (`too_many`), or the server does not
+ * speak `mease.v1` (`no_subprotocol`).
+ */
+export type Reason =
+  | "not_listed"
+  | "login_required"
+  | "permission_required"
+  | "user_passes_test"
+  | "too_many"
+  | "no_subprotocol"
+  | (string & {});
 
 export interface Options {
   /**
@@ -13,7 +28,11 @@ export interface Options {
   csrfToken?: string;
   /** How many messages may wait while it is not open; what comes on top is not taken. 100 where it is not said. */
   maxQueue?: number;
-  /** Seconds of silence after which it asks the server for a sign of life; 0 is never. 25 where it is not said. */
+  /**
+   * Seconds of silence after which it asks the server for a sign of life; 0 is never. 25 where it is not said. A server
+   * that does not speak `mease.v1` is not asked: a connection to it that dies without a word is found by the browser
+   * alone, which may take minutes.
+   */
   heartbeat?: number;
   /** Close codes of your own callbacks after which it does not connect again. */
   final?: number[];
@@ -32,6 +51,30 @@ export interface Reconnecting extends Closed {
   delay: number;
 }
 
+/** A group of clients that the page is in, for as long as it does not leave: each new connection joins it again. */
+export interface Group {
+  readonly name: string;
+  /** `joining` also while the connection is away; `left` for good, by `leave()` or with the end of the connection. */
+  readonly state: GroupState;
+
+  /**
+   * Runs when the page is in the group: what is published to it from now on comes. `again` where it was in it before,
+   * on a connection that broke: what was published meanwhile did not come, so ask for it.
+   */
+  on(name: "joined", handler: (details: { again: boolean }) => void): () => void;
+  /** Runs when the server does not let the page in; the next connection asks again, since a login may have changed. */
+  on(name: "refused", handler: (details: { reason: Reason }) => void): () => void;
+  /**
+   * Runs for each message that was published to the group, behind the handlers of the connection, which get it too. Any
+   * other name is the `"type"` of JSON objects, such as `"mease.presence"`. Returns a function that removes the
+   * handler.
+   */
+  on(name: "message" | (string & {}), handler: (data: any, event: MessageEvent) => void): () => void;
+
+  /** Leaves the group, for all that hold it; `live.group(name)` is a new one after that. */
+  leave(): void;
+}
+
 export interface Live {
   readonly state: State;
 
@@ -46,10 +89,18 @@ export interface Live {
   /** Runs for a message that `send` did not take. */
   on(name: "dropped", handler: (data: unknown, reason: string) => void): () => void;
   /**
-   * Runs for each message: parsed where it is JSON, an `ArrayBuffer` where it is binary, else text. Any other name is the
-   * `"type"` of JSON objects. Returns a function that removes the handler.
+   * Runs for each message: parsed where it is JSON, an `ArrayBuffer` where it is binary, else text. Any other name is
+   * the `"type"` of JSON objects. `event.data` is the message as it was sent, without a header of `mease.v1`. Returns a
+   * function that removes the handler.
    */
   on(name: "message" | (string & {}), handler: (data: any, event: MessageEvent) => void): () => void;
+
+  /**
+   * Joins a group that `MEASE_GROUPS` declares, now or as soon as it is open, and again after each reconnect: before
+   * what handlers of "open" send and what waited. The same name is the same group until it is left. Its "joined" and
+   * "refused" come later, never from within this call. Raises `TypeError` for what cannot be a name of a group.
+   */
+  group(name: string): Group;
 
   /**
    * Sends text, an `ArrayBuffer`, a view of one or a `Blob` as it is, anything else as its JSON.

@@ -1,7 +1,8 @@
-/* The browser's side of django-mease: one WebSocket that comes back by itself.
+/* The browser's side of django-mease: one WebSocket that comes back by itself, and the groups that a page joins by it.
 
    A plain script that sets the global "mease", so that a script tag is all it takes. The file mease.module.js is this
-   one with exports behind it, mease.d.ts has the types, and the README says how to use it. */
+   one with exports behind it, mease.d.ts has the types, and the README says how to use it. What goes over the wire is
+   the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
 (() => {
   "use strict";
 
@@ -23,16 +24,91 @@
   const BROKEN = 1006;
   const LOGIN_ENDED = 4401;
 
-  const PING = '{"type":"mease.ping"}';
-  const PONG = '{"type":"mease.pong"}';
-  const OWN_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
+  const PROTOCOL = "mease.v1";
+  const MARK = "\x1e";
+  const NEWLINE = "\n";
+  const GROUP_NAME = /^[\w.:/@+-]{1,200}$/;
+  const LIVE_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
+  const GROUP_EVENTS = ["message", "joined", "refused"];
   const DEFAULTS = { maxQueue: 100, heartbeat: 25, final: [] };
+
+  /* Handlers by the names of what they wait for: own events, and the types of messages. */
+  class Events {
+    #own;
+    #handlers = new Map();
+
+    constructor(own) {
+      this.#own = own;
+    }
+
+    on(name, handler) {
+      const handlers = this.#handlers.get(name) ?? new Set();
+      const entry = { handler };        // so that one function may be there twice
+      this.#handlers.set(name, handlers.add(entry));
+      return () => void handlers.delete(entry);
+    }
+
+    emit(name, ...details) {
+      for (const { handler } of [...(this.#handlers.get(name) ?? [])]) {
+        try {
+          handler(...details);
+        } catch (error) {
+          setTimeout(() => { throw error; });     // where window.onerror sees it, and nobody else is disturbed
+        }
+      }
+    }
+
+    // A message cannot pass for an event.
+    tell(data, event) {
+      this.emit("message", data, event);
+      if (typeof data?.type === "string" && !this.#own.includes(data.type)) this.emit(data.type, data, event);
+    }
+  }
+
+  /* A group that the page wants to be in, until it leaves; "group" is what the page holds of it. */
+  class Membership {
+    events = new Events(GROUP_EVENTS);
+    state = "joining";
+    ref = 0;                            // of what was asked last: an answer to something earlier may come late
+    #hasBeenIn = false;
+
+    constructor(name, leave) {
+      const membership = this;
+      this.name = name;
+      this.group = Object.freeze({
+        name,
+        get state() { return membership.state; },
+        on: (...listening) => this.events.on(...listening),
+        leave: () => leave(this),
+      });
+    }
+
+    answer({ type, ref, reason }) {
+      if (this.state !== "joining" || ref !== this.ref) return;
+      if (type === "joined") this.#become(type, { again: this.#hasBeenIn });
+      if (type === "refused") this.#become(type, { reason });
+    }
+
+    #become(state, details) {
+      this.state = state;
+      this.#hasBeenIn ||= state === "joined";
+      this.events.emit(state, details);
+    }
+
+    lose() {
+      this.state = "joining";
+      this.ref = 0;
+    }
+  }
 
   class Live {
     #url;
     #options;
     #state = "connecting";
-    #handlers = new Map();
+    #events = new Events(LIVE_EVENTS);
+    #memberships = new Map();           // by the names of the groups
+    #lastRef = 0;
+    #hasHeaders = false;                // whether the last connection that opened speaks mease.v1
     #queue = [];
     #socket = null;
     #timer;                             // what is waited for: an attempt, its end, or the next look at the silence
@@ -59,10 +135,18 @@
     }
 
     on(name, handler) {
-      const handlers = this.#handlers.get(name) ?? new Set();
-      const entry = { handler };        // so that one function may be there twice
-      this.#handlers.set(name, handlers.add(entry));
-      return () => void handlers.delete(entry);
+      return this.#events.on(name, handler);
+    }
+
+    group(name) {
+      const known = this.#memberships.get(name);
+      if (known) return known.group;
+      if (typeof name !== "string" || !GROUP_NAME.test(name)) throw new TypeError(`mease: ${name} is no group's name`);
+      const membership = new Membership(name, (it) => this.#leave(it));
+      if (this.#isOver()) membership.state = "left";
+      else this.#memberships.set(name, membership);
+      if (this.#isOpen()) this.#ask("join", membership);
+      return membership.group;
     }
 
     send(data) {
@@ -72,7 +156,7 @@
       if (this.#isOver()) return this.#drop(data, `the connection is ${this.#state}`);
       // While an answer is awaited the connection may be dead, so that messages wait too; but none is lost for that.
       if (this.#isOpen() && this.#isProbing && isFull) this.#flush();
-      if (this.#isOpen() && (!this.#isProbing || isFull)) this.#socket.send(frame);
+      if (this.#isOpen() && (!this.#isProbing || isFull)) this.#transmit(frame);
       else if (!isFull) this.#queue.push(frame);
       else return this.#drop(data, `${maxQueue} wait already (send less while state is not "open", or raise maxQueue)`);
       return true;
@@ -94,24 +178,19 @@
 
     // What is shifted here has been handed to the socket, and is never sent again.
     #flush() {
-      while (this.#queue.length && this.#isOpen()) this.#socket.send(this.#queue.shift());
+      while (this.#queue.length && this.#isOpen()) this.#transmit(this.#queue.shift());
+    }
+
+    // What begins as if it had a header is given one.
+    #transmit(frame) {
+      this.#socket.send(this.#hasHeaders && frame[0] === MARK ? headed({}) + NEWLINE + frame : frame);
     }
 
     #drop(data, reason) {
       if (!this.#hasWarned) console.warn(`mease: not sent, since ${reason}`);
       this.#hasWarned = true;
-      this.#emit("dropped", data, reason);
+      this.#events.emit("dropped", data, reason);
       return false;
-    }
-
-    #emit(name, ...details) {
-      for (const { handler } of [...(this.#handlers.get(name) ?? [])]) {
-        try {
-          handler(...details);
-        } catch (error) {
-          setTimeout(() => { throw error; });     // where window.onerror sees it, and nobody else is disturbed
-        }
-      }
     }
 
     #wait(delay, then) {
@@ -127,21 +206,30 @@
       this.#notBefore = this.#attemptAt + CLOSEST;
       this.#wait(DIAL_TIMEOUT, () => this.#lose(BROKEN, "no answer in time"));
       try {
-        const protocols = this.#options.ticket ? await ticketProtocols(this.#options) : [];
+        const ticket = this.#options.ticket ? await ticketProtocols(this.#options) : [];
         if (attempt !== this.#attempt) return;
-        if (protocols) this.#listenTo(new WebSocket(this.#url, protocols));
+        if (ticket) this.#dial([PROTOCOL, ...ticket]);
         else this.#end("refused", { code: LOGIN_ENDED, reason: "there is no ticket for this page" });
       } catch (error) {
         if (attempt === this.#attempt) this.#lose(BROKEN, String(error));
       }
     }
 
-    #listenTo(socket) {
-      this.#socket = socket;
+    #dial(protocols) {
+      const socket = (this.#socket = new WebSocket(this.#url, protocols));
       socket.binaryType = "arraybuffer";
       socket.onopen = () => this.#open();
       socket.onmessage = (event) => this.#receive(event);
-      socket.onclose = (event) => this.#lose(event.code, event.reason);
+      socket.onclose = (event) => {
+        if (protocols.length === 1 && this.#mayBeForeign()) this.#dial([]);
+        else this.#lose(event.code, event.reason);
+      };
+    }
+
+    // A browser may fail a connection to a server that agrees on nothing, and does not say why. So it is tried without,
+    // but not for a first failure, which may have any cause: without there are no groups and no signs of life.
+    #mayBeForeign() {
+      return !this.#openedAt && !this.#hasHeaders && this.#failures > 0;
     }
 
     #open() {
@@ -150,9 +238,11 @@
       this.#attempt = null;
       this.#hasBeenOpen = true;
       this.#hasWarned = false;
+      this.#hasHeaders = this.#socket.protocol === PROTOCOL;
       this.#openedAt = this.#heardAt = Date.now();
       this.#watch();
-      this.#emit("open", { again });    // before what waited: a handler joins a room, say
+      for (const membership of this.#memberships.values()) this.#ask("join", membership);
+      this.#events.emit("open", { again });       // before what waited: a handler asks what it missed, say
       this.#flush();
     }
 
@@ -162,31 +252,58 @@
         this.#isProbing = false;
         this.#flush();
       }
-      if (event.data === PONG) return;
-      const data = parse(event.data);
-      this.#emit("message", data, event);
-      if (typeof data?.type === "string" && !OWN_EVENTS.includes(data.type)) this.#emit(data.type, data, event);
+      if (this.#hasHeaders && hasHeader(event.data)) this.#receiveHeaded(event);
+      else this.#events.tell(parse(event.data), event);
+    }
+
+    #receiveHeaded({ data: frame, origin }) {
+      const { header, message } = splitFrame(frame);
+      if (message === undefined) return this.#memberships.get(header?.group)?.answer(header);
+      const data = parse(message);
+      const event = new MessageEvent("message", { data: message, origin });
+      this.#events.tell(data, event);
+      for (const name of header?.groups ?? []) this.#memberships.get(name)?.events.tell(data, event);
+    }
+
+    /* ---- it joins groups, for which each connection asks anew ---- */
+
+    // What is asked goes before what waits, as the first words of a connection do.
+    #ask(type, membership) {
+      const group = membership.name;
+      const ref = (membership.ref = ++this.#lastRef);
+      if (this.#hasHeaders) this.#socket.send(headed({ type, group, ref }));
+      else queueMicrotask(() => membership.answer({ type: "refused", ref, reason: "no_subprotocol" }));
+    }
+
+    #leave(membership) {
+      if (membership.state === "left") return;
+      this.#memberships.delete(membership.name);
+      membership.state = "left";
+      if (this.#isOpen()) this.#ask("leave", membership);
     }
 
     /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
 
+    get #heartbeat() {
+      return this.#hasHeaders ? this.#options.heartbeat * SECOND : 0;
+    }
+
     #watch() {
-      const heartbeat = this.#options.heartbeat * SECOND;
-      const delay = Math.min(heartbeat, this.#isProbing ? ANSWER_TIMEOUT : LOOK_INTERVAL);
-      if (heartbeat) this.#wait(delay, () => this.#look(heartbeat));
+      const delay = Math.min(this.#heartbeat, this.#isProbing ? ANSWER_TIMEOUT : LOOK_INTERVAL);
+      if (delay) this.#wait(delay, () => this.#look());
       else clearTimeout(this.#timer);
     }
 
-    #look(heartbeat) {
+    #look() {
       if (this.#isProbing) this.#lose(BROKEN, "no answer to a ping");
-      else if (Math.abs(Date.now() - this.#heardAt) >= heartbeat) this.#probe();
+      else if (Math.abs(Date.now() - this.#heardAt) >= this.#heartbeat) this.#probe();
       else this.#watch();
     }
 
     #probe() {
-      if (this.#isProbing || !this.#isOpen() || !this.#options.heartbeat) return;
+      if (this.#isProbing || !this.#isOpen() || !this.#heartbeat) return;
       this.#isProbing = true;
-      this.#socket.send(PING);
+      this.#socket.send(headed({ type: "ping" }));
       this.#watch();
     }
 
@@ -210,7 +327,7 @@
       const now = Date.now();
       if (this.#openedAt) {
         this.#doubt();
-      } else if (!this.#attempt || now - this.#attemptAt > patience) {
+      } else if (!this.#isOver() && (!this.#attempt || now - this.#attemptAt > patience)) {
         this.#letGo();
         this.#wait(Math.min(LATER_WAIT, this.#notBefore - now), () => this.#connect());
       }
@@ -234,9 +351,9 @@
       this.#state = "reconnecting";
       this.#wait(delay, () => this.#connect());
       if (this.#failures === 3 && !this.#hasBeenOpen) this.#explain(reason);
-      if (wasOpen) this.#emit("close", { code, reason });
+      if (wasOpen) this.#events.emit("close", { code, reason });
       if (this.#isOver()) return;       // a handler has closed it
-      this.#emit("reconnecting", { code, reason, attempt: this.#failures, delay: delay / SECOND });
+      this.#events.emit("reconnecting", { code, reason, attempt: this.#failures, delay: delay / SECOND });
     }
 
     // Any time up to a limit that doubles ("full jitter"): the pages of a server that restarts do not all come at once.
@@ -258,9 +375,11 @@
       this.#letGo();
       this.#listening.abort();
       this.#state = state;
+      for (const membership of this.#memberships.values()) membership.state = "left";
+      this.#memberships.clear();
       if (unsent) console.warn(`mease: ${state}, messages that were not sent: ${unsent}`);
-      if (wasOpen || state === "closed") this.#emit("close", details);
-      if (state === "refused") this.#emit("refused", details);
+      if (wasOpen || state === "closed") this.#events.emit("close", details);
+      if (state === "refused") this.#events.emit("refused", details);
     }
 
     // Never two connections: the old one is closed and has no way back before another is begun.
@@ -270,6 +389,7 @@
       this.#socket = this.#attempt = null;
       this.#openedAt = 0;
       this.#isProbing = false;
+      for (const membership of this.#memberships.values()) membership.lose();
       if (!socket) return;
       socket.onopen = socket.onmessage = socket.onclose = null;
       socket.close(1000);
@@ -282,6 +402,25 @@
     const text = JSON.stringify(data);
     if (text === undefined) throw new TypeError(`mease: ${typeof data} cannot be sent`);
     return text;
+  }
+
+  function headed(fields) {
+    return MARK + JSON.stringify(fields);
+  }
+
+  function hasHeader(frame) {
+    return typeof frame === "string" ? frame[0] === MARK : new Uint8Array(frame)[0] === MARK.charCodeAt(0);
+  }
+
+  // The header goes to the first newline; without one there is no message.
+  function splitFrame(frame) {
+    const isText = typeof frame === "string";
+    const end = isText ? frame.indexOf(NEWLINE) : new Uint8Array(frame).indexOf(NEWLINE.charCodeAt(0));
+    const header = frame.slice(1, end < 0 ? undefined : end);
+    return {
+      header: parse(isText ? header : new TextDecoder().decode(header)),
+      message: end < 0 ? undefined : frame.slice(end + 1),
+    };
   }
 
   function parse(data) {

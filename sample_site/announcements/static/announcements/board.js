@@ -1,4 +1,4 @@
-/* The board: asks for it when it connects, and shows each new state of it. */
+/* The board: joins its group, asks for it each time that it is in, and shows each new state of it. */
 (() => {
   "use strict";
 
@@ -23,6 +23,6 @@
   }
 
   const live = watch(mease.connect());
-  live.on("open", () => live.send({ type: "board.look" }));
+  live.group("board").on("joined", () => live.send({ type: "board.look" }));
   live.on("board", show);
 })();
