@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 import djmease
 from djmease import loader
+from djmease.embedded import EmbeddedValkey
 from djmease.server.client import Client
 from djmease.server.forms import forms_of, header_of, read_header
 from djmease.server.outbox import frame_of
@@ -330,9 +333,31 @@ def test_what_has_a_header_is_read_as_it_was_written(body: str | bytes, groups: 
         assert text == expected and groups is None
 
 
-def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServer) -> None:
+def test_after_a_gap_pages_are_told_that_something_may_be_missing(
+    start_server: StartServer, own_valkey: EmbeddedValkey
+) -> None:
+    server = start_server()
+    page, raw = Page(server), server.connect()
+    page.ask(type="join", group="open.7")
+    os.kill(own_valkey._pid(), signal.SIGKILL)
+    eventually(lambda: not server.server._listener.is_hearing)
+    own_valkey.ensure_running()
+    gap = page.header()
+    assert gap.keys() == {"type", "seconds"} and gap["type"] == "gap" and 0 < gap["seconds"] < DEADLINE
+    schema().validate(gap)
+    djmease.publish("news", "x", group="open.7")
+    assert page.receive() == ({"groups": ["open.7"]}, "x"), "from then on nothing is missed"
+    djmease.publish("news", "y")
+    assert raw.recv(DEADLINE) == "y", "who takes no headers is told nothing"
+
+
+def schema() -> Draft202012Validator:
     text = (ROOT / "docs" / "mease-v1.rst").read_text().partition(".. code-block:: json\n")[2]
-    validator = Draft202012Validator(json.loads(text))
+    return Draft202012Validator(json.loads(text))
+
+
+def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServer) -> None:
+    validator = schema()
     Draft202012Validator.check_schema(validator.schema)
     page = Page(start_server())
     said = [*page.all_headers(), page.ask(type="join", group="open.1")]
@@ -345,6 +370,7 @@ def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServe
         {"ref": 1},
         {"groups": []},
         {"type": "refused"},
+        {"type": "gap"},
         {"groups": "a"},
     ):
         assert not validator.is_valid(wrong)

@@ -29,7 +29,7 @@ Log = Callable[[], list[str]]
 def make_listener(prefix: str, **options: Any) -> Listener:
     """Return a listener by the settings of the moment."""
     nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
-    defaults: dict[str, Any] = {"on_message": nothing, "on_heartbeat": nothing, "on_control": nothing}
+    defaults = dict.fromkeys(("on_message", "on_heartbeat", "on_control", "on_gap"), nothing)
     return Listener(
         connect=connections.listener_connection,
         prefix=prefix,

@@ -66,6 +66,7 @@ class Listener:
         on_message: Callable[[Message], None],
         on_heartbeat: Callable[[bytes], None],
         on_control: Callable[[dict[str, Any]], None],
+        on_gap: Callable[[float], None],
         revive: Callable[[], Awaitable[None]] | None = None,
         explain: Callable[[BaseException], str] = str,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
@@ -80,6 +81,8 @@ class Listener:
         self._on_message = on_message
         self._on_heartbeat = on_heartbeat
         self._on_control = on_control
+        self._on_gap = on_gap
+        """Told how many seconds nothing was heard, when something is again."""
         self._revive = revive
         """Called before each attempt to come back: starts an embedded Valkey that has died."""
         self._explain = explain
@@ -313,6 +316,7 @@ class Listener:
         self.reconnects += 1
         self.away += away
         logger.warning("Redis is back after %.1f s; what was published meanwhile is lost, if anything was", away)
+        self._on_gap(away)
 
     async def _try_again(self, reason: str) -> None:
         """Return when subscribed again; each other reason for which that fails is said."""

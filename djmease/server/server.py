@@ -26,6 +26,7 @@ from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
+from djmease.server.forms import header_frame
 from djmease.server.health import Health, no_trouble
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
@@ -159,6 +160,7 @@ class Server:
             on_message=self._dispatch.publish,
             on_heartbeat=self.neighbours.hear,
             on_control=self._on_control,
+            on_gap=self._on_gap,
             revive=revive,
             explain=explain,
             heartbeat_interval=HEARTBEAT_INTERVAL,
@@ -297,6 +299,13 @@ class Server:
     def _on_traced(self, message: Message, *what: Any) -> None:
         if self._reporter is not None:
             self._reporter.answer(message.trace, self.observer.traced(message, *what))
+
+    def _on_gap(self, seconds: float) -> None:
+        """Let clients that take headers know that something may have been missed, which they can ask for."""
+        frame = header_frame({"type": "gap", "seconds": round(seconds, 1)})
+        for client in self.clients.snapshot():
+            if client.takes_headers and client.ws_connection is not None:
+                self._outbox.write(client.ws_connection, frame)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -31,7 +31,7 @@ def enter(client: djmease.Client) -> None:
 
 @djmease.receiver(type="chat.look")
 def look(client: djmease.Client, message: dict[str, object]) -> None:
-    """Write to a page what it does not have yet, and who is here. It asks when it connects, and now and then."""
+    """Write to a page what it does not have yet, and who is here. It asks when it connects, and after a gap."""
     try:
         room, after = room_of(client), read_after(message)
     except FrameError as error:

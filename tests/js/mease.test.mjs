@@ -40,7 +40,7 @@ describe("messages", () => {
   test("a message cannot pass for an event of the connection, nor for a part of an object", async () => {
     const world = new World();
     const { events } = await world.connected();
-    const types = ["open", "close", "reconnecting", "refused", "dropped", "message", "constructor", "__proto__"];
+    const types = ["open", "close", "reconnecting", "refused", "dropped", "gap", "message", "constructor", "__proto__"];
     for (const type of types) world.socket.receive({ type });
     assert.deepEqual(events.map(([name]) => name), ["open", ...types.map(() => "message")]);
   });
@@ -613,6 +613,23 @@ describe("the subprotocol", () => {
     world.socket.receive(bytes("", 1, 0x1e));
     world.socket.receive(bytes(""));
     assert.deepEqual(seen, [[[10, 0x1e, 255], true], 3, [[0x1e], true], [[], true], [[1, 0x1e], true], [[], true]]);
+  });
+
+  test("a gap is told within two seconds, unless the connection has gone", async () => {
+    const world = new World();
+    world.random = 0.5;
+    const { live } = await world.connected();
+    const gaps = [];
+    live.on("gap", ({ seconds }) => gaps.push(seconds));
+    world.socket.receive(headed({ type: "gap", seconds: 3.5 }));
+    await world.pass(0.9);
+    assert.deepEqual(gaps, []);
+    await world.pass(0.2);
+    assert.deepEqual(gaps, [3.5]);
+    world.socket.receive(headed({ type: "gap", seconds: 4 }));
+    world.socket.fail();
+    await world.pass(2);
+    assert.equal(gaps.length, 1);
   });
 
   test("what it does not know is passed over, and is a sign of life", async () => {

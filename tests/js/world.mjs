@@ -143,7 +143,7 @@ export function headed(fields, message) {
   return `\x1e${JSON.stringify(fields)}${message === undefined ? "" : `\n${message}`}`;
 }
 
-const EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
+const EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped", "gap"];
 
 export function recorded(live) {
   const events = [];

@@ -86,6 +86,11 @@ export interface Live {
   on(name: "reconnecting", handler: (details: Reconnecting) => void): () => void;
   /** Runs when the server does not want this page; it does not connect again. */
   on(name: "refused", handler: (details: Closed) => void): () => void;
+  /**
+   * Runs when the server could not hear what was published for so many seconds, and hears it again: something may have
+   * been missed, so ask as after "open". It comes up to two seconds late, so that not all pages ask at once.
+   */
+  on(name: "gap", handler: (details: { seconds: number }) => void): () => void;
   /** Runs for a message that `send` did not take. */
   on(name: "dropped", handler: (data: unknown, reason: string) => void): () => void;
   /**

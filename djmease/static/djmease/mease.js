@@ -16,6 +16,7 @@
   const STALE_AFTER = 5 * SECOND;       // an attempt so old is given up when the tab is shown
   const LOOK_INTERVAL = 5 * SECOND;     // between two looks at how long it has been silent: finds a sleep too
   const ANSWER_TIMEOUT = 10 * SECOND;
+  const GAP_SPREAD = 2 * SECOND;        // all pages hear of a gap at once, and may all ask what they missed
 
   const ENDED = [1000, 1005];           // a callback closed it, with or without a code
   const REFUSED = [1002, 1007, 1008, 1009, 4401, 4403];
@@ -28,7 +29,7 @@
   const MARK = "\x1e";
   const NEWLINE = "\n";
   const GROUP_NAME = /^[\w.:/@+-]{1,200}$/;
-  const LIVE_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped"];
+  const LIVE_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped", "gap"];
   const GROUP_EVENTS = ["message", "joined", "refused"];
   const DEFAULTS = { maxQueue: 100, heartbeat: 25, final: [] };
 
@@ -258,11 +259,21 @@
 
     #receiveHeaded({ data: frame, origin }) {
       const { header, message } = splitFrame(frame);
-      if (message === undefined) return this.#memberships.get(header?.group)?.answer(header);
+      if (message === undefined) return this.#heed(header);
       const data = parse(message);
       const event = new MessageEvent("message", { data: message, origin });
       this.#events.tell(data, event);
       for (const name of header?.groups ?? []) this.#memberships.get(name)?.events.tell(data, event);
+    }
+
+    #heed(header) {
+      if (header?.type === "gap") this.#tellOfGap(header);
+      else this.#memberships.get(header?.group)?.answer(header);
+    }
+
+    #tellOfGap({ seconds }) {
+      const socket = this.#socket;
+      setTimeout(() => socket === this.#socket && this.#events.emit("gap", { seconds }), Math.random() * GAP_SPREAD);
     }
 
     /* ---- it joins groups, for which each connection asks anew ---- */

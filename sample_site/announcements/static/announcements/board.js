@@ -23,6 +23,8 @@
   }
 
   const live = watch(mease.connect());
-  live.group("board").on("joined", () => live.send({ type: "board.look" }));
+  const look = () => live.send({ type: "board.look" });
+  live.group("board").on("joined", look);
+  live.on("gap", look);                      // the server had lost Redis, and perhaps a change
   live.on("board", show);
 })();

@@ -3,7 +3,6 @@
   "use strict";
 
   const MAX_MESSAGES = 200;                  // kept on the page
-  const LOOK_INTERVAL = 30_000;              // milliseconds; finds what was not told because Redis was away
 
   const [chat, messages, here, count, news, who, text, note] =
     ["chat", "messages", "here", "count", "news", "who", "text", "note"].map((id) => document.getElementById(id));
@@ -19,6 +18,7 @@
       tell("");
       look();
     });
+    live.on("gap", look);                    // Redis was away: what was said and who came was not told
     live.on("chat.message", showMessage);
     live.on("chat.whisper", showWhisper);
     live.on("chat.here", showWhoIsHere);
@@ -134,6 +134,5 @@
     who.addEventListener("change", rename);
   }
   document.getElementById("say").addEventListener("submit", say);
-  setInterval(() => live.state === "open" && look(), LOOK_INTERVAL);
   connect();
 })();

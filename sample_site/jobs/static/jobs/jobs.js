@@ -26,6 +26,8 @@
   }
 
   const live = watch(mease.connect());
-  live.on("open", () => live.send({ type: "jobs.look" }));
+  const look = () => live.send({ type: "jobs.look" });
+  live.on("open", look);
+  live.on("gap", look);                      // the server had lost Redis, and perhaps the end of a job
   live.on("job.progress", show);
 })();

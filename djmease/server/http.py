@@ -1,0 +1,76 @@
+"""What is on the port: WebSockets, whether the server is well, and metrics; and a bound on handshakes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+from tornado.web import Application, RequestHandler
+
+from djmease.server.client import Client
+from djmease.server.complaints import Complaints
+from djmease.server.health import Health, no_trouble
+from djmease.server.metrics import Metrics
+
+logger = logging.getLogger("djmease.server")
+
+MAX_HANDSHAKES = 4096
+"""Connections that may be in the middle of their handshake; more are closed as they come."""
+
+
+def make_http_server(
+    *,
+    path: str | None,
+    clients: dict[str, Any],
+    metrics: dict[str, Any],
+    trouble: Callable[[], str | None],
+    max_message_size: int,
+    max_header_size: int,
+    handshake_timeout: float,
+    ssl_context: ssl.SSLContext | None,
+) -> HTTPServer:
+    """Make what answers on the sockets that it is given.
+
+    ``clients`` and ``metrics`` are what ``Client.initialize`` and ``Metrics.initialize`` take. Without a ``path`` every
+    other one is that of WebSockets.
+    """
+    routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
+        ("/healthz", Health, {"trouble": no_trouble}),
+        ("/readyz", Health, {"trouble": trouble}),
+        ("/metrics", Metrics, metrics),
+        (re.escape(path) if path else ".*", Client, clients),
+    ]
+    return _HTTPServer(
+        Application(routes, log_function=_log_request, compress_response=False),
+        ssl_options=ssl_context,
+        max_header_size=max_header_size,
+        max_body_size=0,
+        max_buffer_size=2 * max_header_size + max_message_size,
+        idle_connection_timeout=handshake_timeout,
+        body_timeout=handshake_timeout,
+    )
+
+
+class _HTTPServer(HTTPServer):
+    """Tornado's, with a bound on the connections that are not WebSockets yet."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._too_many = Complaints(logger)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if len(self._connections) >= MAX_HANDSHAKES:
+            self._too_many.say("%d handshakes are unfinished, and one more is refused", len(self._connections))
+            stream.close()
+            return
+        super().handle_stream(stream, address)
+
+
+def _log_request(handler: RequestHandler) -> None:
+    request: Any = handler.request
+    logger.debug("%s %s %s from %s", handler.get_status(), request.method, request.path, request.remote_ip)
