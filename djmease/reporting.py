@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -17,13 +17,16 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from djmease import connections, embedded
+from djmease.attendance import presence_counts
 from djmease.publishing import publish_control
-from djmease.reports import CallbackReport, ClientReport, MessageReport, ServerReport, read, read_server
+from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, ServerReport, read, read_server
 
 MAX_MESSAGES = 50
 """How many of the last messages a status has."""
 MAX_CLIENTS = 300
 """How many clients are told at once."""
+MAX_GROUPS = 300
+"""How many groups are told at once."""
 MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
 """Seconds that one question to Redis waits."""
 LATE = 3
@@ -36,7 +39,7 @@ class Problem:
     """Why it is not well: what is wrong in a sentence, and what cures it."""
 
     kind: str
-    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``errors``, ``lost``, ``mixed``, ..."""
+    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``presence``, ``errors``, ``lost``, ..."""
     text: str
     cure: str
     is_error: bool = True
@@ -82,6 +85,18 @@ class ClientsReport:
     """The ids of servers that did not answer in time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsReport:
+    """Some of the groups of all servers."""
+
+    groups: tuple[GroupReport, ...]
+    """The biggest first, ``MAX_GROUPS`` at most, each with its connections on all servers."""
+    total: int
+    """How many there are that match. Where servers have more than they tell, at least: some may be on several."""
+    silent: tuple[str, ...] = ()
+    """The ids of servers that did not answer in time."""
+
+
 def get_status() -> Status:
     """Return what all servers report, and what is wrong.
 
@@ -105,34 +120,95 @@ def get_status() -> Status:
     )
 
 
-def list_clients(status: Status, *, search: str = "", limit: int = MAX_CLIENTS, timeout: float = 1.0) -> ClientsReport:
+def list_clients(
+    status: Status, *, search: str = "", group: str | None = None, limit: int = MAX_CLIENTS, timeout: float = 1.0
+) -> ClientsReport:
     """Ask the servers of a status for their clients, and wait ``timeout`` seconds for their answers at most.
 
     ``search`` is a part of the user's name, its primary key, a client's id, an address or a group; nothing is
-    everybody. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    everybody. ``group`` is a name: of its members only. Raises redis-py's ``RedisError`` or ``OSError`` where Redis
+    does not answer.
     """
     limit = max(0, min(limit, MAX_CLIENTS))
-    expected = {server.id for server in status.servers}
-    answers = ask({"order": "list_clients", "search": search, "limit": limit}, expected=len(expected), timeout=timeout)
-    told: dict[str, ClientsReport] = {}
-    for answer in answers:
-        with suppress(ValueError):
-            # A server of another version that tells something else counts as one that is silent.
-            told[str(answer.get("server"))] = _clients_of(answer)
-    clients = [client for report in told.values() for client in report.clients]
+    narrowed = {} if group is None else {"group": group}
+    told = _ask_each(status, "clients", ClientReport, timeout, search=search, limit=limit, **narrowed)
+    clients = [client for _, found in told.values() for client in found]
     clients.sort(key=lambda client: client.connected_at, reverse=True)
     return ClientsReport(
         clients=tuple(clients[:limit]),
-        total=sum(report.total for report in told.values()),
-        silent=tuple(sorted(expected - set(told))),
+        total=sum(total for total, _ in told.values()),
+        silent=_silent(status, told),
     )
 
 
-def _clients_of(answer: dict[str, Any]) -> ClientsReport:
-    total, clients = answer.get("total"), answer.get("clients")
-    if type(total) is not int or not isinstance(clients, list):
-        raise ValueError("it tells of no clients")
-    return ClientsReport(clients=tuple(read(ClientReport, each) for each in clients), total=total)
+def list_groups(status: Status, *, search: str = "", limit: int = MAX_GROUPS, timeout: float = 1.0) -> GroupsReport:
+    """Ask the servers of a status for their groups, and wait ``timeout`` seconds for their answers at most.
+
+    ``search`` is a part of the name; nothing is every group. Several servers that have more than they tell are asked
+    once more, for the sizes of the biggest. Then a group that is among the biggest of no server may be missed, though
+    it is on many. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    """
+    limit = max(0, min(limit, MAX_GROUPS))
+    told = _ask_each(status, "groups", GroupReport, timeout, search=search, limit=limit)
+    sizes = {server: _sizes(groups) for server, (_, groups) in told.items()}
+    if len(told) > 1 and any(total > len(groups) for total, groups in told.values()):
+        names = list(_biggest(sizes.values(), limit))
+        for server, (_, groups) in _ask_each(status, "groups", GroupReport, timeout, names=names).items():
+            sizes[server] = {**sizes.get(server, {}), **_sizes(groups)}
+    biggest = _biggest(sizes.values(), limit)
+    persons = _persons(biggest)
+    return GroupsReport(
+        groups=tuple(
+            GroupReport(name=name, connections=count, persons=persons.get(name)) for name, count in biggest.items()
+        ),
+        total=max(len(set().union(*sizes.values())), *(total for total, _ in told.values()), 0),
+        silent=_silent(status, told),
+    )
+
+
+def _sizes(groups: Iterable[GroupReport]) -> dict[str, int]:
+    return {group.name: group.connections for group in groups}
+
+
+def _biggest(of_servers: Iterable[dict[str, int]], limit: int) -> dict[str, int]:
+    """Return the biggest groups of all servers together, with their sizes, in order."""
+    total: Counter[str] = Counter()
+    for sizes in of_servers:
+        total.update(sizes)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:limit])
+
+
+def _persons(groups: Iterable[str]) -> dict[str, int]:
+    """Return how many persons are in those of the groups that have presence, as far as Redis tells."""
+    with suppress(RedisError, OSError):
+        return presence_counts(groups)
+    return {}
+
+
+Report = TypeVar("Report")
+
+
+def _ask_each(
+    status: Status, what: str, kind: type[Report], timeout: float, **order: Any
+) -> dict[str, tuple[int, tuple[Report, ...]]]:
+    """Ask all servers to list something, and return how many each has, and those that it tells of."""
+    told = {}
+    for answer in ask({"order": f"list_{what}", **order}, expected=len(status.servers), timeout=timeout):
+        with suppress(ValueError):
+            # A server of another version that tells something else counts as one that is silent.
+            told[str(answer.get("server"))] = _listed(answer, what, kind)
+    return told
+
+
+def _listed(answer: dict[str, Any], what: str, kind: type[Report]) -> tuple[int, tuple[Report, ...]]:
+    total, found = answer.get("total"), answer.get(what)
+    if type(total) is not int or not isinstance(found, list):
+        raise ValueError(f"it tells of no {what}")
+    return total, tuple(read(kind, each) for each in found)
+
+
+def _silent(status: Status, told: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({server.id for server in status.servers}.difference(told)))
 
 
 def ask(order: dict[str, Any], *, expected: int, timeout: float) -> list[dict[str, Any]]:
@@ -303,6 +379,14 @@ def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
             kind="deaf",
             text=f"{name} may not hear what is published: {server.trouble}.",
             cure="It goes on trying, and needs no restart; see to Redis and the network between them.",
+        )
+    if server.presence_trouble is not None:
+        yield Problem(
+            kind="presence",
+            text=f"{name} could not tell Redis who is in its groups: {server.presence_trouble}.",
+            cure="Until it can, presence() is behind, and joins and leaves come late; it goes on trying, and needs no "
+            "restart.",
+            is_error=False,
         )
     if server.recent_errors:
         times = "once" if server.recent_errors == 1 else f"{server.recent_errors} times"

@@ -223,6 +223,11 @@ class Clients:
         members = self.in_groups(groups)
         return ClientsList(tuple(client for client in self.of_users(users) if client in members), self)
 
+    def groups(self) -> Index:
+        """Return the groups of this moment; the members in it are no copies, and go on changing."""
+        with self._lock:
+            return self._groups.copy()
+
     def in_groups(self, groups: Iterable[str]) -> dict[Client, None]:
         """Return the members of the groups, each once."""
         return self._chosen(self._groups, groups)
