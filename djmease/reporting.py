@@ -152,7 +152,7 @@ def list_groups(status: Status, *, search: str = "", limit: int = MAX_GROUPS, ti
     told = _ask_each(status, "groups", GroupReport, timeout, search=search, limit=limit)
     sizes = {server: _sizes(groups) for server, (_, groups) in told.items()}
     if len(told) > 1 and any(total > len(groups) for total, groups in told.values()):
-        names = list(_biggest(sizes.values(), limit))
+        names = list(_biggest(sizes.values(), MAX_GROUPS))
         for server, (_, groups) in _ask_each(status, "groups", GroupReport, timeout, names=names).items():
             sizes[server] = {**sizes.get(server, {}), **_sizes(groups)}
     biggest = _biggest(sizes.values(), limit)
