@@ -118,13 +118,13 @@ class Measurement:
         delays["a page with both open"] = self.delays(lambda: self.look(OPEN["both open"]))
         self.crowd.obey("rest")
         time.sleep(3)
-        idle = self.cost_of(lambda: time.sleep(self.seconds))
+        before = idle = self.cost_of(lambda: time.sleep(self.seconds))
         rows = {}
         for name, asked in OPEN.items():
-            before = self.cost_of(lambda: time.sleep(self.seconds))
             with_page = self.cost_of(lambda asked=asked: self.look(asked))
             after = self.cost_of(lambda: time.sleep(self.seconds))
             rows[name] = Row(**times[name], cost=with_page - (before + after) / 2)
+            before = after
         return Found(rows=rows, delays=delays, idle=idle, busy=busy, notes=notes)
 
     def ask(self, asked: dict[str, str]) -> int:

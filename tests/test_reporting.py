@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import override
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -157,6 +159,30 @@ def test_servers_that_do_not_report_are_not_called_absent(redis: str, settings: 
     assert kinds(status) == ["unreported"] and not status.is_well
     reported.put(reported.server())
     assert get_status().is_well, "another process may know better"
+
+
+def test_it_is_said_in_the_language_of_the_reader(redis: str, settings: Any, tmp_path: Path) -> None:
+    english, german = "Start one: %s", "So startet einer: %s"
+    heading = "Content-Type: text/plain; charset=UTF-8\n"
+    messages = tmp_path / "de" / "LC_MESSAGES" / "django.mo"
+    messages.parent.mkdir(parents=True)
+    messages.write_bytes(compiled({"": heading, english: german}))
+    settings.LOCALE_PATHS = [tmp_path]
+    assert get_status().problems[0].cure.startswith("Start one: python")
+    with override("de"):
+        assert get_status().problems[0].cure.startswith("So startet einer: python")
+
+
+def compiled(messages: dict[str, str]) -> bytes:
+    """Return the catalogue that GNU gettext would make of messages."""
+    texts = [text.encode() for text in (*sorted(messages), *(messages[each] for each in sorted(messages)))]
+    count, place = len(messages), 28 + 8 * len(texts)
+    table = b""
+    for text in texts:
+        table += struct.pack("<2I", len(text), place)
+        place += len(text) + 1
+    head = struct.pack("<7I", 0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0)
+    return head + table + b"".join(text + b"\0" for text in texts)
 
 
 # Redis
