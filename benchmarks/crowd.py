@@ -106,7 +106,8 @@ class Talk:
         routings = sorted(settings.MEASE_ROUTES)
         number, last = 0, 0.0
         while True:
-            if not self.rate:
+            rate = self.rate
+            if not rate:
                 time.sleep(0.05)
                 continue
             routing, number = routings[number % len(routings)], number + 1
@@ -114,7 +115,7 @@ class Talk:
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
                 djmease.publish(routing, TEXT)
-            time.sleep(1 / self.rate)
+            time.sleep(1 / rate)
 
 
 if __name__ == "__main__":

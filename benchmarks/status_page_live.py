@@ -21,6 +21,8 @@ from djmease.reporting import get_status, list_groups
 PAGE = "/admin/djmease/status/"
 INTERVAL = 2.0
 """Seconds after which an open page asks again."""
+TURNS = 3
+"""How often the delays of the loop are taken with a page and without."""
 RATE = 50.0
 """Messages a second, each to fifty clients, while there is traffic."""
 OPEN: dict[str, dict[str, str]] = {
@@ -76,7 +78,7 @@ def measure(clients: int, routings: int, rounds: int, seconds: float) -> Found:
         settings.MEASE_PRESENCE = ["lobby.*"]
         call_command("migrate", verbosity=0)
         crowd.obey("open", server.port, clients)
-        wait_for(lambda: is_complete(clients))
+        wait_for(lambda: is_complete(clients), "not all clients came into their groups")
         return Measurement(server, crowd, rounds, seconds).run(
             f"{clients:,} clients in {clients:,} groups of one and in lobbies of 50, {routings:,} routings, and "
             f"{RATE:g} messages a second to a lobby each and one to everybody, on all routes in turn. "
@@ -91,12 +93,12 @@ def is_complete(clients: int) -> bool:
     return status.clients == clients and bool(list_groups(status).groups) and list_groups(status).total > clients
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool], trouble: str) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("not all clients came into their groups")
-        time.sleep(0.2)
+            raise TimeoutError(trouble)
+        time.sleep(0.02)
 
 
 class Measurement:
@@ -113,9 +115,10 @@ class Measurement:
         self.crowd.obey("talk", RATE)
         # All routes are to have traffic, and the plots some values.
         busy = self.cost_of(lambda: time.sleep(25))
-        delays = {"no page": self.delays(lambda: time.sleep(self.seconds))}
         times = {name: self.times(asked) for name, asked in OPEN.items()}
-        delays["a page with both open"] = self.delays(lambda: self.look(OPEN["both open"]))
+        delays = self.delays(
+            {"no page": lambda: time.sleep(self.seconds), "a page with both open": lambda: self.look(OPEN["both open"])}
+        )
         self.crowd.obey("rest")
         time.sleep(3)
         before = idle = self.cost_of(lambda: time.sleep(self.seconds))
@@ -165,18 +168,31 @@ class Measurement:
             time.sleep(max(0.0, began + INTERVAL - time.monotonic()))
 
     def cost_of(self, work: Callable[[], None]) -> float:
-        """Return the milliseconds of the server's processor time a second, meanwhile."""
-        before, began = self.server.cpu(), time.monotonic()
-        work()
-        return (self.server.cpu() - before) / (time.monotonic() - began) * 1000
+        """Return the milliseconds of the server's processor time a second, meanwhile.
 
-    def delays(self, work: Callable[[], None]) -> tuple[float, float]:
-        began = time.monotonic()
+        It begins and ends just behind a report, one of which more or less would be more than what is looked for.
+        """
+        before, began = self.cpu_behind_report()
         work()
-        (report,) = get_status().servers
-        count = max(1, int((time.monotonic() - began) / report.interval))
-        found = [value * 1000 for value in report.history.loop_delay[-count:]]
-        return statistics.median(found), max(found)
+        after, ended = self.cpu_behind_report()
+        return (after - before) / (ended - began) * 1000
+
+    def cpu_behind_report(self) -> tuple[float, float]:
+        reported_at = get_status().servers[0].reported_at
+        wait_for(lambda: get_status().servers[0].reported_at > reported_at, "no report came")
+        return self.server.cpu(), time.monotonic()
+
+    def delays(self, works: dict[str, Callable[[], None]]) -> dict[str, tuple[float, float]]:
+        """Return the delays of the loop during each of these, in turns."""
+        found: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(TURNS):
+            for name, work in works.items():
+                began = time.monotonic()
+                work()
+                (report,) = get_status().servers
+                count = max(1, int((time.monotonic() - began) / report.interval))
+                found[name] += [value * 1000 for value in report.history.loop_delay[-count:]]
+        return {name: (statistics.median(values), max(values)) for name, values in found.items()}
 
 
 def text(found: Found) -> str:
