@@ -20,6 +20,7 @@ from djmease.reporting import Status, get_status
 from djmease.reports import CallbackReport, MessageTrace, ServerReport, read
 from djmease.server import observer
 from tests.support import DEADLINE, LiveServer, Project, eventually
+from tests.test_metrics import samples, value
 
 StartServer = Callable[[], LiveServer]
 
@@ -385,6 +386,7 @@ def test_that_redis_cannot_be_told_of_presence_is_reported(
     assert report.presence_trouble is not None and "evalsha" in report.presence_trouble
     (problem,) = get_status().problems
     assert (problem.kind, problem.is_error) == ("presence", False) and "evalsha" in problem.text
+    assert value(samples(server), "mease_presence_ready") == 0
     redis.acl_setuser("default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all"])
     report_when(lambda report: report.presence_trouble is None)
     assert get_status().problems == ()
