@@ -21,6 +21,8 @@ from djmease.reporting import get_status, list_groups
 PAGE = "/admin/djmease/status/"
 INTERVAL = 2.0
 """Seconds after which an open page asks again."""
+ANSWERS = 100
+"""By which the server's processor time is divided."""
 TURNS = 3
 """How often the delays of the loop are taken with a page and without."""
 RATE = 50.0
@@ -82,9 +84,9 @@ def measure(clients: int, routings: int, rounds: int, seconds: float) -> Found:
         return Measurement(server, crowd, rounds, seconds).run(
             f"{clients:,} clients in {clients:,} groups of one and in lobbies of 50, {routings:,} routings, and "
             f"{RATE:g} messages a second to a lobby each and one to everybody, on all routes in turn. "
-            f"{rounds} answers of each kind with traffic; the server's processor time is that of {seconds:g} s with a "
-            f"page that asks each {INTERVAL:g} s, less that of as many seconds without, and without traffic, which "
-            "would hide it."
+            f"{rounds} answers of each kind with traffic. The server's processor time is that of {ANSWERS} answers, "
+            f"less what it takes by itself, for a page that asks each {INTERVAL:g} s; it is taken without traffic, "
+            "which would hide it."
         )
 
 
@@ -121,13 +123,8 @@ class Measurement:
         )
         self.crowd.obey("rest")
         time.sleep(3)
-        before = idle = self.cost_of(lambda: time.sleep(self.seconds))
-        rows = {}
-        for name, asked in OPEN.items():
-            with_page = self.cost_of(lambda asked=asked: self.look(asked))
-            after = self.cost_of(lambda: time.sleep(self.seconds))
-            rows[name] = Row(**times[name], cost=with_page - (before + after) / 2)
-            before = after
+        idle = self.cost_of(lambda: time.sleep(self.seconds))
+        rows = {name: Row(**times[name], cost=self.cost_of_page(asked, idle)) for name, asked in OPEN.items()}
         return Found(rows=rows, delays=delays, idle=idle, busy=busy, notes=notes)
 
     def ask(self, asked: dict[str, str]) -> int:
@@ -176,6 +173,14 @@ class Measurement:
         work()
         after, ended = self.cpu_behind_report()
         return (after - before) / (ended - began) * 1000
+
+    def cost_of_page(self, asked: dict[str, str], idle: float) -> float:
+        """Return the milliseconds of the server's processor time a second that an open page costs."""
+        before, began = self.cpu_behind_report()
+        for _ in range(ANSWERS):
+            self.ask(asked)
+        after, ended = self.cpu_behind_report()
+        return ((after - before) * 1000 - idle * (ended - began)) / ANSWERS / INTERVAL
 
     def cpu_behind_report(self) -> tuple[float, float]:
         reported_at = get_status().servers[0].reported_at
