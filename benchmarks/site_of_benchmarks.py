@@ -246,6 +246,13 @@ class Connections:
                 raise LostMessageError(f"{missing} connections miss messages after {DEADLINE} s")
         return receipts
 
+    def drain(self) -> None:
+        """Read whatever comes, for ever."""
+        while True:
+            for key, _ in self._selector.select():
+                if not key.fileobj.recv(1 << 20):  # type: ignore[union-attr]
+                    raise LostMessageError(f"connection {key.data} was closed")
+
     def expect_nothing(self) -> None:
         """See that nothing more has come than was expected so far."""
         for key, _ in self._selector.select(0.0):

@@ -9,7 +9,7 @@ from django.contrib.admin.models import ADDITION, DELETION, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.cache import patch_vary_headers
@@ -93,8 +93,12 @@ class StatusAdmin(ModelAdmin):
     def _wish(self, request: HttpRequest) -> Wish:
         asked = request.GET
         return Wish(
+            url=self._url("changelist"),
+            groups="groups" in asked,
+            group_search=_text(asked, "group_search"),
             clients="clients" in asked,
-            search=asked.get("search", "").strip()[:MAX_SEARCH],
+            search=_text(asked, "search"),
+            group=_text(asked, "group"),
             published=_published(request),
             disconnect_url=self._url("disconnect") if _may(request, "disconnect_client") else None,
         )
@@ -175,6 +179,10 @@ class StatusAdmin(ModelAdmin):
 def _may(request: HttpRequest, name: str) -> bool:
     user: Any = request.user
     return bool(user.has_perm(f"djmease.{name}"))
+
+
+def _text(asked: QueryDict, name: str) -> str:
+    return str(asked.get(name, "")).strip()[:MAX_SEARCH]
 
 
 def _published(request: HttpRequest) -> dict[str, Any] | None:

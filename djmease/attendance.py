@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -74,14 +74,23 @@ def _presence(group: str) -> list[Person]:
     _check(group)
     if sources:
         return sources[-1](group)
-    return read(_ask("HVALS", group) or ())
+    return read(_ask("HVALS", [group])[0] or ())
 
 
 def _presence_count(group: str) -> int:
     _check(group)
+    return presence_counts([group])[group]
+
+
+def presence_counts(groups: Iterable[str]) -> dict[str, int]:
+    """Return how many persons are in each of these groups that has presence, all in one step.
+
+    Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    """
+    covered = [group for group in groups if covers(group)]
     if sources:
-        return len(sources[-1](group))
-    return int(_ask("HLEN", group) or 0)
+        return {group: len(sources[-1](group)) for group in covered}
+    return {group: int(count or 0) for group, count in zip(covered, _ask("HLEN", covered), strict=True)}
 
 
 def covers(group: str) -> bool:
@@ -98,18 +107,21 @@ def _check(group: str) -> None:
         )
 
 
-def _ask(command: str, group: str) -> Any:
-    """Return what Redis holds of a group, without what servers that are dead have left there; ``None`` is nothing."""
+def _ask(command: str, groups: Sequence[str]) -> list[Any]:
+    """Return what Redis holds of each group, without what servers that are dead have left; ``None`` is nothing."""
+    if not groups:
+        return []
     if connections.is_embedded() and not embedded.has_users(embedded.directory()):
-        return None  # It does not run because no server does.
+        return [None] * len(groups)  # It does not run because no server does.
     redis = Redis(connection_pool=connections.publisher_pool())
     prefix = connections.presence_prefix()
     while True:
         pipe = redis.pipeline(transaction=False)
         pipe.time()
         pipe.zrange(f"{prefix}servers", 0, 0, withscores=True)
-        pipe.execute_command(command, f"{prefix}persons.{group}")
-        (seconds, microseconds), longest_silent, found = pipe.execute()
+        for group in groups:
+            pipe.execute_command(command, f"{prefix}persons.{group}")
+        (seconds, microseconds), longest_silent, *found = pipe.execute()
         oldest = seconds + microseconds / 1e6 - roll.DEAD_AFTER
         dead = [server for server, seen_at in longest_silent if seen_at <= oldest]
         if not dead:

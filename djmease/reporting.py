@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from djmease import connections, embedded
+from djmease.attendance import presence_counts
 from djmease.publishing import publish_control
-from djmease.reports import CallbackReport, ClientReport, MessageReport, ServerReport, read, read_server
+from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, ServerReport, read, read_server
 
 MAX_MESSAGES = 50
 """How many of the last messages a status has."""
 MAX_CLIENTS = 300
 """How many clients are told at once."""
+MAX_GROUPS = 300
+"""How many groups are told at once."""
 MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
 """Seconds that one question to Redis waits."""
 LATE = 3
@@ -33,10 +38,10 @@ START_COMMAND = "python manage.py run_websocket_server"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why it is not well: what is wrong in a sentence, and what cures it."""
+    """Why it is not well: what is wrong in a sentence, and what cures it, in the language that is active."""
 
     kind: str
-    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``errors``, ``lost``, ``mixed``, ..."""
+    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``presence``, ``errors``, ``lost``, ..."""
     text: str
     cure: str
     is_error: bool = True
@@ -82,6 +87,18 @@ class ClientsReport:
     """The ids of servers that did not answer in time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsReport:
+    """Some of the groups of all servers."""
+
+    groups: tuple[GroupReport, ...]
+    """The biggest first, ``MAX_GROUPS`` at most, each with its connections on all servers."""
+    total: int
+    """How many there are that match. Where servers have more than they tell, at least: some may be on several."""
+    silent: tuple[str, ...] = ()
+    """The ids of servers that did not answer in time."""
+
+
 def get_status() -> Status:
     """Return what all servers report, and what is wrong.
 
@@ -105,34 +122,95 @@ def get_status() -> Status:
     )
 
 
-def list_clients(status: Status, *, search: str = "", limit: int = MAX_CLIENTS, timeout: float = 1.0) -> ClientsReport:
+def list_clients(
+    status: Status, *, search: str = "", group: str | None = None, limit: int = MAX_CLIENTS, timeout: float = 1.0
+) -> ClientsReport:
     """Ask the servers of a status for their clients, and wait ``timeout`` seconds for their answers at most.
 
     ``search`` is a part of the user's name, its primary key, a client's id, an address or a group; nothing is
-    everybody. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    everybody. ``group`` is a name: of its members only. Raises redis-py's ``RedisError`` or ``OSError`` where Redis
+    does not answer.
     """
     limit = max(0, min(limit, MAX_CLIENTS))
-    expected = {server.id for server in status.servers}
-    answers = ask({"order": "list_clients", "search": search, "limit": limit}, expected=len(expected), timeout=timeout)
-    told: dict[str, ClientsReport] = {}
-    for answer in answers:
-        with suppress(ValueError):
-            # A server of another version that tells something else counts as one that is silent.
-            told[str(answer.get("server"))] = _clients_of(answer)
-    clients = [client for report in told.values() for client in report.clients]
+    narrowed = {} if group is None else {"group": group}
+    told = _ask_each(status, "clients", ClientReport, timeout, search=search, limit=limit, **narrowed)
+    clients = [client for _total, found in told.values() for client in found]
     clients.sort(key=lambda client: client.connected_at, reverse=True)
     return ClientsReport(
         clients=tuple(clients[:limit]),
-        total=sum(report.total for report in told.values()),
-        silent=tuple(sorted(expected - set(told))),
+        total=sum(total for total, _found in told.values()),
+        silent=_silent(status, told),
     )
 
 
-def _clients_of(answer: dict[str, Any]) -> ClientsReport:
-    total, clients = answer.get("total"), answer.get("clients")
-    if type(total) is not int or not isinstance(clients, list):
-        raise ValueError("it tells of no clients")
-    return ClientsReport(clients=tuple(read(ClientReport, each) for each in clients), total=total)
+def list_groups(status: Status, *, search: str = "", limit: int = MAX_GROUPS, timeout: float = 1.0) -> GroupsReport:
+    """Ask the servers of a status for their groups, and wait ``timeout`` seconds for their answers at most.
+
+    ``search`` is a part of the name; nothing is every group. Several servers that have more than they tell are asked
+    once more, for the sizes of the biggest. Then a group that is among the biggest of no server may be missed, though
+    it is on many. Raises redis-py's ``RedisError`` or ``OSError`` where Redis does not answer.
+    """
+    limit = max(0, min(limit, MAX_GROUPS))
+    told = _ask_each(status, "groups", GroupReport, timeout, search=search, limit=limit)
+    sizes = {server: _sizes(groups) for server, (_total, groups) in told.items()}
+    if len(told) > 1 and any(total > len(groups) for total, groups in told.values()):
+        names = list(_biggest(sizes.values(), MAX_GROUPS))
+        for server, (_total, groups) in _ask_each(status, "groups", GroupReport, timeout, names=names).items():
+            sizes[server] = {**sizes.get(server, {}), **_sizes(groups)}
+    biggest = _biggest(sizes.values(), limit)
+    persons = _persons(biggest)
+    return GroupsReport(
+        groups=tuple(
+            GroupReport(name=name, connections=count, persons=persons.get(name)) for name, count in biggest.items()
+        ),
+        total=max(len(set().union(*sizes.values())), *(total for total, _found in told.values()), 0),
+        silent=_silent(status, told),
+    )
+
+
+def _sizes(groups: Iterable[GroupReport]) -> dict[str, int]:
+    return {group.name: group.connections for group in groups}
+
+
+def _biggest(of_servers: Iterable[dict[str, int]], limit: int) -> dict[str, int]:
+    """Return the biggest groups of all servers together, with their sizes, in order."""
+    total: Counter[str] = Counter()
+    for sizes in of_servers:
+        total.update(sizes)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:limit])
+
+
+def _persons(groups: Iterable[str]) -> dict[str, int]:
+    """Return how many persons are in those of the groups that have presence, as far as Redis tells."""
+    with suppress(RedisError, OSError):
+        return presence_counts(groups)
+    return {}
+
+
+Report = TypeVar("Report")
+
+
+def _ask_each(
+    status: Status, what: str, kind: type[Report], timeout: float, **order: Any
+) -> dict[str, tuple[int, tuple[Report, ...]]]:
+    """Ask all servers to list something, and return how many each has, and those that it tells of."""
+    told = {}
+    for answer in ask({"order": f"list_{what}", **order}, expected=len(status.servers), timeout=timeout):
+        with suppress(ValueError):
+            # A server of another version that tells something else counts as one that is silent.
+            told[str(answer.get("server"))] = _listed(answer, what, kind)
+    return told
+
+
+def _listed(answer: dict[str, Any], what: str, kind: type[Report]) -> tuple[int, tuple[Report, ...]]:
+    total, found = answer.get("total"), answer.get(what)
+    if type(total) is not int or not isinstance(found, list):
+        raise ValueError(f"it tells of no {what}")
+    return total, tuple(read(kind, each) for each in found)
+
+
+def _silent(status: Status, told: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({server.id for server in status.servers}.difference(told)))
 
 
 def ask(order: dict[str, Any], *, expected: int, timeout: float) -> list[dict[str, Any]]:
@@ -220,16 +298,17 @@ def _read_server(server_id: str, reply: Any) -> ServerReport:
 def _no_server() -> Problem:
     return Problem(
         kind="no_server",
-        text="No WebSocket server runs: what is published reaches nobody.",
-        cure=f"Start one: {START_COMMAND}",
+        text=_("No WebSocket server runs: what is published reaches nobody."),
+        cure=_("Start one: %s") % START_COMMAND,
     )
 
 
 def _no_redis(error: Exception) -> Problem:
     return Problem(
         kind="redis",
-        text="Redis does not answer this process: nothing can be published, and no server can be asked.",
-        cure=f"Redis at {connections.address()}: {connections.reason(error)}.",
+        text=_("Redis does not answer this process: nothing can be published, and no server can be asked."),
+        cure=_("Redis at %(address)s: %(reason)s.")
+        % {"address": connections.address(), "reason": connections.reason(error)},
     )
 
 
@@ -246,16 +325,16 @@ def _of_no_server(servers: tuple[ServerReport, ...], unread: list[tuple[str, str
     if not servers and settings.MEASE_REPORT_INTERVAL is None:
         yield Problem(
             kind="unreported",
-            text="Whether a WebSocket server runs is not known: MEASE_REPORT_INTERVAL is None, so none reports.",
-            cure="Set it to the seconds between two reports, for example 2, and restart the servers.",
+            text=_("Whether a WebSocket server runs is not known: MEASE_REPORT_INTERVAL is None, so none reports."),
+            cure=_("Set it to the seconds between two reports, for example 2, and restart the servers."),
         )
     elif not servers:
         yield _no_server()
     elif all(server.is_draining for server in servers):
         yield Problem(
             kind="draining",
-            text="All WebSocket servers are stopping, and take no more clients.",
-            cure=f"If no new one comes by itself, start one: {START_COMMAND}",
+            text=_("All WebSocket servers are stopping, and take no more clients."),
+            cure=_("If no new one comes by itself, start one: %s") % START_COMMAND,
         )
 
 
@@ -263,8 +342,8 @@ def _of_reports(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]]
     for server_id, reason in unread:
         yield Problem(
             kind="unread",
-            text=f"The report of the server {server_id} cannot be read: {reason}.",
-            cure="It may run another version of django-mease: run the same in all processes.",
+            text=_("The report of the server %(id)s cannot be read: %(reason)s.") % {"id": server_id, "reason": reason},
+            cure=_("It may run another version of django-mease: run the same in all processes."),
             is_error=not servers,
         )
 
@@ -276,55 +355,77 @@ def _of_mixed(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
     if len(modules) > 1:
         yield Problem(
             kind="mixed",
-            text=f"Two sites share one prefix: servers run with the settings {' and '.join(modules)}, and each gets "
-            "what the other publishes.",
-            cure="Give each site and stage a MEASE_KEY_PREFIX of its own.",
+            text=_(
+                "Two sites share one prefix: servers run with the settings %s, and each gets what the other publishes."
+            )
+            % _(" and ").join(modules),
+            cure=_("Give each site and stage a MEASE_KEY_PREFIX of its own."),
         )
     elif len({server.registry for server in staying}) > 1:
         yield Problem(
             kind="mixed",
-            text="Servers run with different callbacks or routes.",
-            cure="Run the same code with the same settings in all, and restart those that are behind.",
+            text=_("Servers run with different callbacks or routes."),
+            cure=_("Run the same code with the same settings in all, and restart those that are behind."),
             is_error=False,
         )
 
 
 def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
-    name = f"The server {server.pid} on {server.host}"
+    place = {"pid": server.pid, "host": server.host}
     if server.is_draining:
         yield Problem(
             kind="stopping",
-            text=f"{name} is stopping: it sends its clients away, and takes no more.",
-            cure="Nothing is wrong if somebody restarts it; its clients come back to the others.",
+            text=_("The server %(pid)d on %(host)s is stopping: it sends its clients away, and takes no more.") % place,
+            cure=_("Nothing is wrong if somebody restarts it; its clients come back to the others."),
             is_error=False,
         )
     elif server.trouble is not None:
         yield Problem(
             kind="deaf",
-            text=f"{name} may not hear what is published: {server.trouble}.",
-            cure="It goes on trying, and needs no restart; see to Redis and the network between them.",
+            text=_("The server %(pid)d on %(host)s may not hear what is published: %(trouble)s.")
+            % {**place, "trouble": server.trouble},
+            cure=_("It goes on trying, and needs no restart; see to Redis and the network between them."),
+        )
+    if server.presence_trouble is not None:
+        yield Problem(
+            kind="presence",
+            text=_("The server %(pid)d on %(host)s could not tell Redis who is in its groups: %(trouble)s.")
+            % {**place, "trouble": server.presence_trouble},
+            cure=_(
+                "Until it can, presence() is behind, and joins and leaves come late; it goes on trying, and needs no "
+                "restart."
+            ),
+            is_error=False,
         )
     if server.recent_errors:
-        times = "once" if server.recent_errors == 1 else f"{server.recent_errors} times"
         yield Problem(
             kind="errors",
-            text=f"Callbacks raised {times} in the last minute in process {server.pid} on {server.host}.",
-            cure="Below is which, with the last error of each; the log has their tracebacks.",
+            text=ngettext(
+                "Callbacks raised once in the last minute in process %(pid)d on %(host)s.",
+                "Callbacks raised %(count)d times in the last minute in process %(pid)d on %(host)s.",
+                server.recent_errors,
+            )
+            % {**place, "count": server.recent_errors},
+            cure=_("Below is which, with the last error of each; the log has their tracebacks."),
             is_error=False,
         )
     if server.recent_lost:
         yield Problem(
             kind="lost",
-            text=f"{name} dropped {server.recent_lost} messages or calls in the last minute: its callbacks are slower "
-            "than what comes.",
-            cure="Let them do less, or run more servers; the log names which.",
+            text=_(
+                "The server %(pid)d on %(host)s dropped %(count)d messages or calls in the last minute: its callbacks "
+                "are slower than what comes."
+            )
+            % {**place, "count": server.recent_lost},
+            cure=_("Let them do less, or run more servers; the log names which."),
         )
     late = now - server.reported_at
     if late > LATE * server.interval:
         yield Problem(
             kind="late",
-            text=f"{name} last reported {late:.0f} seconds ago.",
-            cure="It may hang, or its clock may differ from this one.",
+            text=_("The server %(pid)d on %(host)s last reported %(seconds)d seconds ago.")
+            % {**place, "seconds": round(late)},
+            cure=_("It may hang, or its clock may differ from this one."),
             is_error=False,
         )
 

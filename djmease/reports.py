@@ -124,6 +124,8 @@ class ServerReport:
     is_draining: bool = False
     trouble: str | None = None
     """Why no more clients should be sent to it, as a sentence; ``None`` where all is well."""
+    presence_trouble: str | None = None
+    """Why it could not tell Redis who is in groups with presence; ``None`` where it could, or there are none."""
     reconnects: int = 0
     """Times that it came back to Redis."""
     away: float = 0.0
@@ -202,6 +204,17 @@ class ClientReport:
     """Messages that came from it."""
     unsent: int
     """Bytes that it has not read yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReport:
+    """A group that somebody is in, as a server tells of it when it is asked, or all of them together."""
+
+    name: str
+    connections: int
+    """How many clients are in it."""
+    persons: int | None = None
+    """How many persons are in it, on all servers, where the group has presence (``MEASE_PRESENCE``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +353,7 @@ _BY_TYPE: dict[str, tuple[Check, Take]] = {
     "str": (_is_text, _same),
     "str | None": (_or_none(_is_text), _same),
     "int": (_is_count, _same),
+    "int | None": (_or_none(_is_count), _same),
     "float": (_is_number, _same),
     "float | None": (_or_none(_is_number), _same),
     "bool": (lambda value: isinstance(value, bool), _same),

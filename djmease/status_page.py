@@ -6,7 +6,7 @@ import functools
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,11 +22,20 @@ from djmease import connections, formats, loader
 from djmease.plots import sparkline
 from djmease.publishing import PublishError
 from djmease.registry import is_pattern
-from djmease.reporting import START_COMMAND, ClientsReport, Problem, Status, get_status, list_clients
-from djmease.reports import CallbackReport, ClientReport, MessageReport, RoutingReport, ServerReport
+from djmease.reporting import (
+    START_COMMAND,
+    ClientsReport,
+    GroupsReport,
+    Problem,
+    Status,
+    get_status,
+    list_clients,
+    list_groups,
+)
+from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, RoutingReport, ServerReport
 from djmease.tracing import Trace, notes, verdict
 
-PARTS = ("top", "servers", "routes", "quiet", "callbacks", "messages", "clients", "published")
+PARTS = ("top", "servers", "routes", "quiet", "callbacks", "messages", "groups", "clients", "published")
 """Each has a template of its own."""
 TEMPLATES = "admin/djmease/status"
 SHORTEST_HISTORY = 60
@@ -42,13 +51,39 @@ MANY = 40
 class Wish:
     """What somebody who looks at the page asked for, and may do."""
 
+    url: str = ""
+    """Where the page is."""
+    groups: bool = False
+    """Whether the servers are asked for their groups."""
+    group_search: str = ""
     clients: bool = False
     """Whether the servers are asked for their clients."""
     search: str = ""
+    group: str = ""
+    """Of whose members the clients are; nothing is everybody."""
     published: Mapping[str, Any] | None = None
     """What became of the test message that was published last, as ``outcome`` says it."""
     disconnect_url: str | None = None
     """Where connections are closed, for those who may."""
+
+    @property
+    def address(self) -> str:
+        """The page on which the same is asked for."""
+        asked: dict[str, Any] = {}
+        if self.groups:
+            asked |= {"groups": 1, "group_search": self.group_search}
+        if self.clients:
+            asked |= {"clients": 1, "group": self.group, "search": self.search}
+        return f"{self.url}?{urlencode(asked)}" if asked else self.url
+
+    @property
+    def for_everybody(self) -> str:
+        """The page on which the clients are not those of a group."""
+        return f"{replace(self, group='').address}#clients"
+
+    def for_group(self, name: str) -> str:
+        """Return the page on which the clients are those of this group."""
+        return f"{replace(self, clients=True, group=name, search='').address}#clients"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +116,7 @@ def parts_of(status: Status, wish: Wish) -> dict[str, Part]:
         "routes": lambda: {"rows": _rows(busy, status), "quiet": len(quiet), "unrouted": _unrouted(status)},
         "callbacks": lambda: {"rows": _rows(_others(status), status)},
         "messages": lambda: {"rows": [MessageRow.of(each, status.taken_at) for each in status.messages]},
+        "groups": lambda: _groups(status, wish),
         "clients": lambda: _clients(status, wish),
         "published": lambda: {"outcome": wish.published},
     }
@@ -511,7 +547,60 @@ def outcome(trace: Trace) -> dict[str, Any]:
     }
 
 
-# Clients
+# Groups and clients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    name: str
+    connections: str
+    persons: str
+    link: str
+    """Where the page tells who is in it."""
+    is_chosen: bool
+
+
+def _groups(status: Status, wish: Wish) -> dict[str, Any]:
+    if not wish.groups:
+        return {"asked": False}
+    try:
+        report = list_groups(status, search=wish.group_search)
+    except (RedisError, OSError, PublishError, ImproperlyConfigured) as error:
+        return {"asked": True, "rows": (), "error": connections.reason(error)}
+    return {"asked": True, "search": wish.group_search, **_group_rows(status, report, wish)}
+
+
+def _group_rows(status: Status, report: GroupsReport, wish: Wish) -> dict[str, Any]:
+    return {
+        "rows": [_group_row(each, wish) for each in report.groups],
+        "has_persons": any(each.persons is not None for each in report.groups),
+        **_counts(report, len(report.groups), status),
+    }
+
+
+def _group_row(group: GroupReport, wish: Wish) -> GroupRow:
+    return GroupRow(
+        name=group.name,
+        connections=formats.count(group.connections),
+        persons="" if group.persons is None else formats.count(group.persons),
+        link=wish.for_group(group.name),
+        is_chosen=wish.clients and group.name == wish.group,
+    )
+
+
+def _counts(report: ClientsReport | GroupsReport, shown: int, status: Status) -> dict[str, Any]:
+    """Return how many there are, and who did not answer."""
+    names = _server_names(status)
+    return {
+        "shown": formats.count(shown),
+        "total": formats.count(report.total),
+        "is_cut": report.total > shown,
+        "silent": [names.get(server, server) for server in report.silent],
+    }
+
+
+def _server_names(status: Status) -> dict[str, str]:
+    return {server.id: f"{server.pid} · {server.host}" for server in status.servers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -530,21 +619,18 @@ def _clients(status: Status, wish: Wish) -> dict[str, Any]:
     if not wish.clients:
         return {"asked": False}
     try:
-        report = list_clients(status, search=wish.search)
+        report = list_clients(status, search=wish.search, group=wish.group or None)
     except (RedisError, OSError, PublishError, ImproperlyConfigured) as error:
         return {"asked": True, "rows": (), "error": connections.reason(error)}
-    return {"asked": True, "search": wish.search, **_client_rows(status, report, wish)}
+    return {"asked": True, "search": wish.search, "group": wish.group, **_client_rows(status, report, wish)}
 
 
 def _client_rows(status: Status, report: ClientsReport, wish: Wish) -> dict[str, Any]:
-    servers = {server.id: f"{server.pid} · {server.host}" for server in status.servers}
+    names = _server_names(status)
     return {
-        "rows": [_client_row(each, servers, status.taken_at, wish) for each in report.clients],
-        "shown": formats.count(len(report.clients)),
-        "total": formats.count(report.total),
-        "is_cut": report.total > len(report.clients),
-        "silent": [servers.get(server, server) for server in report.silent],
+        "rows": [_client_row(each, names, status.taken_at, wish) for each in report.clients],
         "may_disconnect": wish.disconnect_url is not None,
+        **_counts(report, len(report.clients), status),
     }
 
 

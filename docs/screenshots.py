@@ -38,13 +38,16 @@ from tests.support import Process  # noqa: E402
 SITE = ROOT / "sample_site"
 PAGE = "/admin/djmease/status/"
 USERS = ("ada", "grace", "hedy", "katherine", "radia", "joan")
-ROOMS = ("lobby", "lobby", "lobby", "kitchen", "library")
+ROOMS = ("lobby", "lobby", "garden", "lobby", "workshop", "lobby", "garden")
 SAID = ("Good morning!", "Who has the minutes?", "Tea is ready.", "Shall we move it to three?", "Found it, thank you.")
 # Reports that come often fill the plots sooner.
-SETTINGS = "from config.settings import *\nMEASE_REPORT_INTERVAL = 0.7\n"
+SETTINGS = "from config.settings import *\nMEASE_REPORT_INTERVAL = 0.7\nMEASE_PRESENCE = ['room.*']\n"
 MAKE_USERS = (
+    "from django.contrib.auth.hashers import make_password\n"
     "from django.contrib.auth.models import User\n"
-    "for name in {users!r}: User.objects.create_user(name, password='demo', is_staff=True)"
+    # The demo has made some of them.
+    "given = {{'is_staff': True, 'password': make_password('demo')}}\n"
+    "for name in {users!r}: User.objects.update_or_create(username=name, defaults=given)"
 )
 SHOTS = (
     # Name, width, height, colours, query, what is brought to the top.
@@ -53,6 +56,7 @@ SHOTS = (
     ("status-phone", 390, 1500, "light", "", None),
     ("status-phone-dark", 390, 1500, "dark", "", None),
     ("status-clients", 1280, 760, "light", "?clients=1", "clients"),
+    ("status-groups", 1280, 820, "light", "?groups=1&clients=1&group=room.garden", "groups"),
 )
 
 

@@ -22,7 +22,9 @@ from websockets.exceptions import ConnectionClosed
 
 import djmease
 from djmease import connections
+from djmease.embedded import EmbeddedValkey
 from djmease.reports import CallbackReport, RoutingReport
+from djmease.status_page import PARTS
 from djmease.test import captured_messages
 from tests import reported
 from tests.made_reports import flat_history, numbered_message, numbered_sender
@@ -226,6 +228,7 @@ def test_whatever_comes_from_outside_is_escaped(redis: str, browser_of_admin: Cl
         settings=text,
         version=text,
         trouble=text,
+        presence_trouble=text,
         refused={text: 1},
         lost={text: 1},
         closed={text: 1},
@@ -239,8 +242,10 @@ def test_whatever_comes_from_outside_is_escaped(redis: str, browser_of_admin: Cl
     )
     reported.put(bad)
     reported.put(reported.server("other", settings="another"))
-    with answering([{"server": text, "total": 1, "clients": [client_fields(text)]}]):
-        page = text_of(browser_of_admin.get(PAGE, {"clients": "1", "search": text, "routing": text}))
+    answer = {"server": text, "total": 1, "clients": [client_fields(text)], "groups": [group_fields(text)]}
+    asked = {"clients": "1", "search": text, "routing": text, "groups": "1", "group_search": text, "group": text}
+    with answering([answer], times=2):
+        page = text_of(browser_of_admin.get(PAGE, asked))
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 30
     assert "<script>alert" not in page
     with answering([{"server": text, "total": 1, "clients": [client_fields(text)]}] * 2):
@@ -263,11 +268,16 @@ def client_fields(text: str = "x", **changes: Any) -> dict[str, Any]:
     return {**fields, **changes}
 
 
-class answering:  # noqa: N801 (it is used as a function)
-    """Answers the next question to the servers with these answers, as servers do."""
+def group_fields(name: str = "lobby", connections: int = 1) -> dict[str, Any]:
+    return {"name": name, "connections": connections, "persons": None}
 
-    def __init__(self, answers: list[dict[str, Any]]) -> None:
+
+class answering:  # noqa: N801 (it is used as a function)
+    """Answers the next questions to the servers with these answers, as servers do."""
+
+    def __init__(self, answers: list[dict[str, Any]], times: int = 1) -> None:
         self.answers = answers
+        self.times = times
         self.questions: list[dict[str, Any]] = []
         self.redis = Redis.from_url(connections.connection_url())
 
@@ -280,11 +290,12 @@ class answering:  # noqa: N801 (it is used as a function)
         return self
 
     def _answer(self) -> None:
-        order = eventually(lambda: self.orders.get_message(timeout=0.1), "a question")
-        question = json.loads(order["data"])
-        self.questions.append(question)
-        for answer in self.answers:
-            self.redis.rpush(f"{connections.reply_prefix()}{question['reply']}", json.dumps(answer))
+        for _ in range(self.times):
+            order = eventually(lambda: self.orders.get_message(timeout=0.1), "a question")
+            question = json.loads(order["data"])
+            self.questions.append(question)
+            for answer in self.answers:
+                self.redis.rpush(f"{connections.reply_prefix()}{question['reply']}", json.dumps(answer))
 
     def __exit__(self, *_: Any) -> None:
         self.thread.join(DEADLINE)
@@ -302,12 +313,12 @@ def test_only_the_parts_that_changed_are_sent_again(redis: str, browser_of_admin
         )
     )
     first = parts_of(browser_of_admin)
-    assert set(first) == {"top", "servers", "routes", "quiet", "callbacks", "messages", "clients", "published"}
+    assert set(first) == set(PARTS)
     versions = ",".join(f"{name}:{part['version']}" for name, part in first.items())
     page = text_of(browser_of_admin.get(PAGE))
     assert f"quiet:{first['quiet']['version']}" in page
     second = parts_of(browser_of_admin, versions)
-    assert not {"quiet", "messages", "clients", "published", "callbacks"} & set(second)
+    assert not {"quiet", "messages", "groups", "clients", "published", "callbacks"} & set(second)
     reported.put(
         reported.server(
             clients=7, callbacks=(numbered_sender(1, heard=1, calls=1), numbered_sender(2, heard=1, calls=1))
@@ -344,6 +355,78 @@ def test_three_hundred_clients_are_shown_and_how_many_there_are(redis: str, brow
         html = parts_of(browser_of_admin, clients="1")["clients"]["html"]
     assert html.count('data-key="client-') == 300
     assert "The newest 300 of 5,000" in html
+
+
+# Groups
+
+
+def test_servers_are_asked_for_groups_only_when_somebody_looks(redis: str, browser_of_admin: Client) -> None:
+    reported.put(reported.server())
+    listener = Redis.from_url(connections.connection_url()).pubsub()
+    listener.subscribe(connections.control_channel())
+    eventually(lambda: listener.get_message(timeout=1), "the subscription")
+    browser_of_admin.get(PAGE)
+    parts_of(browser_of_admin, group_search="lobby")
+    html = parts_of(browser_of_admin, groups="1", group_search=" lobby ")["groups"]["html"]
+    order = eventually(lambda: listener.get_message(timeout=1), "the question")
+    assert json.loads(order["data"]).items() >= {"order": "list_groups", "search": "lobby"}.items()
+    assert listener.get_message(timeout=0.05) is None
+    assert "No answer in time from: 4711 · web1" in html and "No group matches." in html
+    listener.close()
+
+
+def test_the_biggest_group_comes_first_and_leads_to_those_in_it(redis: str, browser_of_admin: Client) -> None:
+    reported.put(reported.server("one"))
+    answer = {"server": "one", "total": 5000, "groups": [group_fields("a/b", 2), group_fields("lobby", 1200)]}
+    with answering([answer]):
+        html = parts_of(browser_of_admin, groups="1", group_search="b")["groups"]["html"]
+    assert html.index("<bdi>lobby</bdi>") < html.index("<bdi>a/b</bdi>")
+    assert "1,200" in html and "The biggest 2 of 5,000 at least" in html and "Persons" not in html
+    link = f"{PAGE}?groups=1&amp;group_search=b&amp;clients=1&amp;group=a%2Fb&amp;search=#clients"
+    assert f'href="{link}"' in html
+    answer = {**answer, "clients": [client_fields("one", groups=["a/b"])], "total": 1}
+    with answering([answer], times=2) as servers:
+        page = text_of(browser_of_admin.get(link.partition("#")[0].replace("&amp;", "&")))
+    assert servers.questions[1].items() >= {"order": "list_clients", "group": "a/b", "search": ""}.items()
+    assert "Only who is in" in page and 'name="group" value="a/b">' in page
+    assert f'href="{PAGE}?groups=1&amp;group_search=b&amp;clients=1&amp;group=&amp;search=#clients"' in page
+    assert 'class="mease-chosen"' in page and 'href="#groups"' in page
+
+
+def test_persons_are_shown_where_groups_have_presence(redis: str, browser_of_admin: Client, settings: Any) -> None:
+    settings.MEASE_PRESENCE = ["board.*"]
+    reported.put(reported.server("one"))
+    Redis.from_url(connections.connection_url()).hset(f"{connections.presence_prefix()}persons.board.1", "u1", "")
+    with answering([{"server": "one", "total": 2, "groups": [group_fields("board.1", 31), group_fields("lobby", 5)]}]):
+        html = parts_of(browser_of_admin, groups="1")["groups"]["html"]
+    assert "Persons" in html and "2 in all, the biggest first." in html
+    board, lobby = html.split("<bdi>board.1</bdi>")[1].split("<bdi>lobby</bdi>")
+    assert ">31<" in board and ">1<" in board and ">5<" in lobby and "></td>" in lobby
+
+
+def test_without_groups_it_says_so(redis: str, browser_of_admin: Client) -> None:
+    reported.put(reported.server("one"))
+    with answering([{"server": "one", "total": 0, "groups": [], "clients": []}], times=2):
+        parts = parts_of(browser_of_admin, groups="1", clients="1", group="lobby")
+    assert "Nobody is in a group." in parts["groups"]["html"]
+    assert "Nobody is in this group." in parts["clients"]["html"]
+
+
+def test_a_redis_that_forbids_asking_for_groups_is_said(
+    own_valkey: EmbeddedValkey, settings: Any, browser_of_admin: Client
+) -> None:
+    reported.put(reported.server("one"))
+    redis = Redis.from_url(connections.connection_url())
+    redis.acl_setuser("some", enabled=True, nopass=True, commands=["+@all", "-blpop"], keys=["*"], channels=["*"])
+    settings.MEASE_REDIS_URL = f"unix://some:x@{own_valkey.socket}"
+    html = parts_of(browser_of_admin, groups="1")["groups"]["html"]
+    assert "The servers could not be asked:" in html and "blpop" in html
+
+
+def test_a_server_that_cannot_tell_of_presence_is_yellow(redis: str, browser_of_admin: Client) -> None:
+    reported.put(reported.server(presence_trouble="it may not"))
+    html = parts_of(browser_of_admin)["top"]["html"]
+    assert 'data-state="warn"' in html and "could not tell Redis who is in its groups: it may not." in html
 
 
 def test_a_server_that_does_not_tell_its_clients_is_named(redis: str, browser_of_admin: Client) -> None:

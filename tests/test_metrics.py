@@ -106,6 +106,7 @@ def test_what_happens_is_what_is_counted(start_server: StartServer, settings: An
     expected = {
         "mease_ready": 1,
         "mease_draining": 0,
+        "mease_presence_ready": 1,
         "mease_opened_connections_total": 3,
         "mease_received_messages_total": 4,
         "mease_published_messages_total": 5,

@@ -18,7 +18,9 @@ from djmease import connections, messages, reporting
 from djmease.embedded import EmbeddedValkey
 from djmease.reporting import Status, get_status
 from djmease.reports import CallbackReport, MessageTrace, ServerReport, read
+from djmease.server import observer
 from tests.support import DEADLINE, LiveServer, Project, eventually
+from tests.test_metrics import samples, value
 
 StartServer = Callable[[], LiveServer]
 
@@ -294,6 +296,102 @@ def test_clients_are_listed_newest_first_and_searched(start_server: StartServer)
     assert (limited.total, len(limited.clients)) == (3, 2)
 
 
+def in_rooms(start_server: StartServer, *rooms: str) -> LiveServer:
+    """Return a server with a client in each of these rooms, joined by "+"; declare ``enter`` once before."""
+    server = start_server()
+    for names in rooms:
+        server.connect(f"?rooms={names.replace('+', '%2B')}")
+    return server
+
+
+@pytest.fixture
+def rooms() -> None:
+    @djmease.opener
+    def enter(client: Any) -> None:
+        for room in client.request.arguments["rooms"][0].decode().split("+"):
+            client.join(room)
+
+
+def told(**options: Any) -> list[tuple[str, int, int | None]]:
+    found = reporting.list_groups(get_status(), timeout=DEADLINE, **options)
+    assert found.silent == ()
+    return [(group.name, group.connections, group.persons) for group in found.groups]
+
+
+def test_groups_are_told_with_their_sizes_on_all_servers(start_server: StartServer, rooms: None) -> None:
+    in_rooms(start_server, "lobby", "lobby+attic", "kitchen")
+    last = in_rooms(start_server, "lobby", "attic+attic")
+    status = status_with(2)
+    assert told() == [("lobby", 3, None), ("attic", 2, None), ("kitchen", 1, None)]
+    assert told(search="TT") == [("attic", 2, None)]
+    assert told(search="cellar") == []
+    members = reporting.list_clients(status, group="lobby")
+    assert [client.groups for client in members.clients] == [("lobby",), ("attic", "lobby"), ("lobby",)]
+    assert members.clients[0].connected_at > members.clients[2].connected_at
+    both = reporting.list_clients(status, group="lobby", search="attic")
+    assert (both.total, both.clients[0].groups) == (1, ("attic", "lobby"))
+    assert reporting.list_clients(status, group="cellar").total == 0
+    last.stop()
+    status_with(1)
+    assert told() == [("lobby", 2, None), ("attic", 1, None), ("kitchen", 1, None)]
+
+
+def test_a_group_that_one_server_does_not_tell_of_is_counted_there_too(start_server: StartServer, rooms: None) -> None:
+    in_rooms(start_server, "big", "big", "big", "even", "even")
+    in_rooms(start_server, "even", "even", "small")
+    status_with(2)
+    # Each has two groups, and tells of one.
+    assert told(limit=1) == [("even", 4, None)]
+    assert reporting.list_groups(get_status(), limit=1).total == 2
+
+
+def test_of_groups_with_presence_the_persons_are_told_too(
+    start_server: StartServer, rooms: None, settings: Any
+) -> None:
+    settings.MEASE_PRESENCE = ["board.*"]
+    in_rooms(start_server, "board.1+lobby", "board.1", "board.2")
+    in_rooms(start_server, "board.1")
+    status_with(2)
+    expected = [("board.1", 3, 3), ("board.2", 1, 1), ("lobby", 1, None)]
+    eventually(lambda: told() == expected, f"{expected}, and not {told()}")
+
+
+def test_thousands_of_groups_are_looked_at_in_turns(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "TURN", 3)
+
+    @djmease.opener
+    def enter(client: Any) -> None:
+        for number in range(int(client.request.arguments["rooms"][0])):
+            client.join(f"room.{number}")
+
+    server = start_server()
+    for count in (10, 4, 1):
+        server.connect(f"?rooms={count}")
+    status_with()
+    assert told(limit=5) == [(f"room.{number}", size, None) for number, size in enumerate((3, 2, 2, 2, 1))]
+    assert reporting.list_groups(get_status(), limit=5).total == 10
+    assert reporting.list_groups(get_status(), search="room.1", limit=5).total == 1
+
+
+def test_that_redis_cannot_be_told_of_presence_is_reported(
+    start_server: StartServer, own_valkey: EmbeddedValkey, settings: Any, rooms: None
+) -> None:
+    settings.MEASE_PRESENCE = ["board.*"]
+    server = in_rooms(start_server, "board.1")
+    assert report_when(lambda report: report.clients == 1).presence_trouble is None
+    redis = Redis(connection_pool=connections.publisher_pool())
+    redis.acl_setuser("default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-evalsha"])
+    server.connect("?rooms=board.2")
+    report = report_when(lambda report: report.presence_trouble)
+    assert report.presence_trouble is not None and "evalsha" in report.presence_trouble
+    (problem,) = get_status().problems
+    assert (problem.kind, problem.is_error) == ("presence", False) and "evalsha" in problem.text
+    assert value(samples(server), "mease_presence_ready") == 0
+    redis.acl_setuser("default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all"])
+    report_when(lambda report: report.presence_trouble is None)
+    assert get_status().problems == ()
+
+
 def test_a_server_that_does_not_answer_is_named(start_server: StartServer) -> None:
     start_server()
     status = status_with()
@@ -312,11 +410,19 @@ def _fields(server: ServerReport) -> dict[str, Any]:
     return {**{name: getattr(server, name) for name in names}, "addresses": list(server.addresses)}
 
 
-@pytest.mark.parametrize("order", [{"search": 7, "limit": "many"}, {"search": "x" * 10_000, "limit": -1}, {}])
-def test_a_bad_question_harms_nobody(start_server: StartServer, order: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"search": 7, "limit": "many", "group": 7, "names": 7},
+        {"search": "x" * 10_000, "limit": -1, "group": "\n", "names": [7, None, "x" * 10_000, *["a"] * 1000]},
+        {},
+    ],
+)
+@pytest.mark.parametrize("name", ["list_clients", "list_groups"])
+def test_a_bad_question_harms_nobody(start_server: StartServer, order: dict[str, Any], name: str) -> None:
     server = start_server()
     server.connect()
-    answers = reporting.ask({"order": "list_clients", **order}, expected=1, timeout=DEADLINE)
+    answers = reporting.ask({"order": name, **order}, expected=1, timeout=DEADLINE)
     assert answers[0]["server"] == status_with().servers[0].id
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import override
 from redis import Redis
 from redis.exceptions import RedisError
 
 import djmease
 from djmease import connections, reporting
 from djmease.embedded import EmbeddedValkey
-from djmease.reporting import MAX_CLIENTS, Status, answers, ask, get_status, list_clients
+from djmease.reporting import MAX_CLIENTS, Status, answers, ask, get_status, list_clients, list_groups
 from djmease.reports import to_plain
 from tests import reported
 from tests.support import DEADLINE
@@ -98,6 +100,7 @@ def test_messages_are_put_together_and_the_newest_comes_first(redis: str) -> Non
     [
         ({}, None, True),
         ({"trouble": "it is deaf"}, "deaf", False),
+        ({"presence_trouble": "it may not"}, "presence", True),
         ({"recent_errors": 1}, "errors", True),
         ({"recent_lost": 3}, "lost", False),
     ],
@@ -156,6 +159,30 @@ def test_servers_that_do_not_report_are_not_called_absent(redis: str, settings: 
     assert kinds(status) == ["unreported"] and not status.is_well
     reported.put(reported.server())
     assert get_status().is_well, "another process may know better"
+
+
+def test_it_is_said_in_the_language_of_the_reader(redis: str, settings: Any, tmp_path: Path) -> None:
+    english, german = "Start one: %s", "So startet einer: %s"
+    heading = "Content-Type: text/plain; charset=UTF-8\n"
+    messages = tmp_path / "de" / "LC_MESSAGES" / "django.mo"
+    messages.parent.mkdir(parents=True)
+    messages.write_bytes(compiled({"": heading, english: german}))
+    settings.LOCALE_PATHS = [tmp_path]
+    assert get_status().problems[0].cure.startswith("Start one: python")
+    with override("de"):
+        assert get_status().problems[0].cure.startswith("So startet einer: python")
+
+
+def compiled(messages: dict[str, str]) -> bytes:
+    """Return the catalogue that GNU gettext would make of messages."""
+    texts = [text.encode() for text in (*sorted(messages), *(messages[each] for each in sorted(messages)))]
+    count, place = len(messages), 28 + 8 * len(texts)
+    table = b""
+    for text in texts:
+        table += struct.pack("<2I", len(text), place)
+        place += len(text) + 1
+    head = struct.pack("<7I", 0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0)
+    return head + table + b"".join(text + b"\0" for text in texts)
 
 
 # Redis
@@ -364,9 +391,55 @@ def test_an_answer_that_cannot_be_read_hides_no_other(status: Status, told: Any)
     assert [client.id for client in found.clients] == ["1"] and found.silent == ("a",)
 
 
+def test_the_clients_of_a_group_are_asked_for(status: Status) -> None:
+    with servers_that_answer(clients_of("a", 1), clients_of("b")) as orders:
+        found = list_clients(status, group="room.7", timeout=DEADLINE)
+    assert orders[0]["group"] == "room.7" and (len(found.clients), found.total) == (1, 1)
+
+
+def groups_of(server: str, total: int | None = None, **sizes: int) -> dict[str, Any]:
+    """Return the answer of a server with these groups."""
+    groups = [{"name": name, "connections": count, "persons": None} for name, count in sizes.items()]
+    return {"server": server, "total": len(groups) if total is None else total, "groups": groups}
+
+
+def test_groups_of_all_servers_together_the_biggest_first(status: Status) -> None:
+    with servers_that_answer(groups_of("a", lobby=5, zoo=2, attic=2), groups_of("b", zoo=4, attic=4)) as orders:
+        found = list_groups(status, search="o", limit=2, timeout=DEADLINE)
+    assert [(group.name, group.connections, group.persons) for group in found.groups] == [
+        ("attic", 6, None),
+        ("zoo", 6, None),
+    ]
+    assert (found.total, found.silent) == (3, ())
+    assert orders[0] == {"order": "list_groups", "search": "o", "limit": 2, "reply": orders[0]["reply"]}
+
+
+def test_of_more_groups_than_one_server_tells_it_is_said_how_many(status: Status) -> None:
+    with servers_that_answer(groups_of("a", total=5000, lobby=5)):
+        found = list_groups(status, timeout=1)
+    assert (len(found.groups), found.total, found.silent) == (1, 5000, ("b",))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"server": "a"},
+        {"server": "a", "total": 1, "groups": {}},
+        {"server": "a", "total": 1, "groups": [{"name": "x"}]},
+        {"server": "a", "total": 1, "groups": [{"name": "x", "connections": "1"}]},
+    ],
+)
+def test_an_answer_about_groups_that_cannot_be_read_hides_no_other(status: Status, told: Any) -> None:
+    with servers_that_answer(told, groups_of("b", lobby=1)):
+        found = list_groups(status, timeout=DEADLINE)
+    assert [group.name for group in found.groups] == ["lobby"] and found.silent == ("a",)
+
+
 def test_without_servers_nobody_is_asked(redis: str) -> None:
     found = list_clients(get_status(), timeout=DEADLINE)
     assert (found.clients, found.total, found.silent) == ((), 0, ())
+    groups = list_groups(get_status(), timeout=DEADLINE)
+    assert (groups.groups, groups.total, groups.silent) == ((), 0, ())
 
 
 def test_an_order_that_redis_does_not_take_has_no_answers(status: Status, settings: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from djmease.reports import (
     CallbackReport,
     ClientReport,
+    GroupReport,
     History,
     MessageReport,
     MessageTrace,
@@ -36,6 +37,7 @@ FULL = reported.server(
     closed={"1000": 3},
     lost={"dropped": 1},
     trouble="it is deaf",
+    presence_trouble="it may not",
 )
 CLIENT = ClientReport(
     server="1",
@@ -54,6 +56,7 @@ TRACE = MessageTrace(
 KINDS = [
     CallbackReport,
     ClientReport,
+    GroupReport,
     History,
     MessageReport,
     MessageTrace,
@@ -64,6 +67,7 @@ KINDS = [
 EXAMPLES: dict[type[Any], Any] = {
     CallbackReport: FULL.callbacks[0],
     ClientReport: CLIENT,
+    GroupReport: GroupReport(name="room.7", connections=3, persons=2),
     History: FULL.history,
     MessageReport: FULL.messages[0],
     MessageTrace: TRACE,
@@ -157,7 +161,7 @@ def fields_with_wrong_values() -> list[tuple[type[Any], str, list[Any]]]:
                 right = [True]
             elif hint in (str, str | None):
                 right = ["text", None] if "None" in told else ["text"]
-            elif hint in (int, float, float | None):
+            elif hint in (int, int | None, float, float | None):
                 right = [3, None] if "None" in told else [3]
             elif told.startswith("tuple[float"):
                 right = [[1]]

@@ -260,6 +260,62 @@ def test_two_servers_appear_and_one_that_is_killed_is_gone_within_ten_seconds(
     assert f"process {servers[1].pid}" in window.text("[data-part=servers]")
 
 
+# Groups
+
+
+@pytest.fixture
+def entering() -> None:
+    @djmease.opener
+    def enter(client: Any) -> None:
+        for room in client.request.arguments.get("room", ()):
+            client.join(room.decode())
+
+
+def texts(window: Window, selector: str) -> list[str]:
+    return list(window.run("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector))
+
+
+def groups(window: Window) -> list[str]:
+    """Return each group with its connections, and its persons if it has presence."""
+    return list(
+        window.run(
+            "return [...document.querySelectorAll('[data-part=groups] tbody tr')].map("
+            "each => [...each.cells].map(cell => cell.innerText).join(' ').trim())"
+        )
+    )
+
+
+def test_groups_are_shown_with_their_sizes_on_two_servers_and_who_is_in_one(
+    site: str, browser: Browser, entering: None, start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_PRESENCE = ["board.*"]
+    servers = [start_server(), start_server()]
+    for server in servers:
+        server.connect("?room=lobby")
+        server.connect("?room=lobby&room=board.1")
+    leaving = servers[0].connect("?room=lobby")
+    window = log_in(browser, site)
+    wait_for_figure(window, "Servers", "2")
+    window.find("#mease-groups summary").click()
+    window.wait_for_text("[data-part=groups]", "2 in all, the biggest first.")
+    eventually(lambda: groups(window) == ["lobby 5", "board.1 2 2"], "the groups")
+    leaving.close()
+    eventually(lambda: groups(window)[0] == "lobby 4", "one less")
+    window.find("#mease-group-search").send_keys("board")
+    eventually(lambda: groups(window) == ["board.1 2 2"], "what is searched for")
+    window.find("[data-part=groups] tbody a").click()
+    window.wait_for_text(".mease-only .mease-group", "board.1")
+    window.wait_for_text("[data-part=clients]", "2 in all, the newest first.")
+    assert texts(window, "[data-part=groups] .mease-chosen th") == ["board.1"]
+    servers[1].connect("?room=board.1")
+    servers[1].connect("?room=lobby")
+    window.wait_for_text("[data-part=clients]", "3 in all, the newest first.")
+    assert window.run("return document.getElementById('mease-group-search').value") == "board"
+    window.find(".mease-only a").click()
+    window.wait_for_text("[data-part=clients]", "6 in all, the newest first.")
+    nothing_was_blocked(window)
+
+
 # What its reader is at
 
 
@@ -404,17 +460,43 @@ def test_without_javascript_it_is_a_plain_page(site: str, browser: Browser, star
     window.find(".mease-actions a").click()
     window.find("#content form [type=submit]").click()
     window.wait_for_text(".messagelist", "The servers were told to disconnect")
-    window.find("[data-plain] a").click()
+    window.find("p[data-plain] a").click()
     window.wait_for_text("[data-part=clients]", "Nobody is connected")
+
+
+def test_without_javascript_a_group_leads_to_those_in_it_and_back(
+    site: str, browser: Browser, entering: None, start_server: StartServer
+) -> None:
+    server = start_server()
+    for room in ("lobby", "lobby", "attic"):
+        server.connect(f"?room={room}")
+    window = log_in(browser, site)
+    window.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    window.load(site)
+    window.find("#mease-groups summary").click()
+    window.find("#mease-group-search").send_keys("", Keys.ENTER)
+    window.wait_for_text("[data-part=groups]", "2 in all")
+    window.find("[data-part=groups] tbody a").click()
+    window.wait_for_text("[data-part=clients]", "2 in all")
+    window.find("#mease-search").send_keys("attic", Keys.ENTER)
+    window.wait_for_text("[data-part=clients]", "No client matches.")
+    window.wait_for_text("[data-part=groups]", "2 in all")
+    window.find(".mease-only a").click()
+    window.wait_for_text("[data-part=clients] tbody", "attic")
+    window.wait_for_text("[data-part=clients]", "1 in all")
+    window.find("#mease-search").clear()
+    window.find("#mease-search").send_keys("", Keys.ENTER)
+    window.wait_for_text("[data-part=clients]", "3 in all")
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])
 @pytest.mark.parametrize("width", [360, 768, 1400])
 def test_nothing_is_wider_than_the_window(
-    site: str, browser: Browser, start_server: StartServer, settings: Any, width: int, language: str
+    site: str, browser: Browser, entering: None, start_server: StartServer, settings: Any, width: int, language: str
 ) -> None:
     settings.LANGUAGE_CODE = language
-    client = start_server().connect()
+    settings.MEASE_PRESENCE = ["room.*"]
+    client = start_server().connect(f"?room=lobby&room=room.{'x' * 190}")
     client.send("bad")
     client.send("x" * 1000)
     client.recv(timeout=DEADLINE)
@@ -422,8 +504,9 @@ def test_nothing_is_wider_than_the_window(
     window.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     )
-    window.load(f"{site}?clients=1")
-    window.wait_for("document.querySelectorAll('[data-part=messages] tbody tr').length === 1")
+    window.load(f"{site}?clients=1&groups=1&group=room.{'x' * 190}")
+    window.wait_for("document.querySelectorAll('[data-part=messages] tbody tr').length === 2")
+    window.wait_for("document.querySelectorAll('[data-part=groups] tbody tr').length === 2")
     wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert window.run(f"return {wider}") == 0
     assert window.run(
@@ -432,13 +515,13 @@ def test_nothing_is_wider_than_the_window(
 
 
 def test_tables_have_captions_and_headings_and_whatever_scrolls_can_be_reached(
-    site: str, browser: Browser, start_server: StartServer
+    site: str, browser: Browser, entering: None, start_server: StartServer
 ) -> None:
-    client = start_server().connect()
+    client = start_server().connect("?room=lobby")
     client.send("x")
     client.recv(timeout=DEADLINE)
-    window = log_in(browser, f"{site}?clients=1")
-    window.wait_for("document.querySelectorAll('.mease table').length >= 4")
+    window = log_in(browser, f"{site}?clients=1&groups=1")
+    window.wait_for("document.querySelectorAll('.mease table').length >= 5")
     assert window.run("return [...document.querySelectorAll('.mease table')].every(e => e.caption.textContent.trim())")
     assert window.run("return [...document.querySelectorAll('.mease th')].every(e => e.scope)")
     assert window.run("return [...document.querySelectorAll('.mease-scroll')].every(e => e.tabIndex === 0)")

@@ -230,6 +230,16 @@ class Clients:
         members = self.in_groups(groups)
         return ClientsList(tuple(client for client in self.of_users(users) if client in members), self)
 
+    def group_names(self) -> tuple[str, ...]:
+        """Return the groups that somebody is in now."""
+        with self._lock:
+            return tuple(self._groups)
+
+    def group_sizes(self, names: Iterable[str]) -> list[int]:
+        """Return how many are in each of these groups now."""
+        with self._lock:
+            return [len(self._groups.get(name, ())) for name in names]
+
     def in_groups(self, groups: Iterable[str]) -> dict[Client, None]:
         """Return the members of the groups, each once."""
         return self._chosen(self._groups, groups)

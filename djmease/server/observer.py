@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -11,17 +12,20 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 from djmease.messages import Message
-from djmease.reports import ClientReport, MessageTrace, SenderTrace
+from djmease.reports import MessageTrace, SenderTrace
 from djmease.server.client import Client
+from djmease.server.clients import Clients
 from djmease.server.dispatch import Dispatch, Sending
 from djmease.server.limits import Limits
 from djmease.server.listener import Listener
 from djmease.server.logins import Logins
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
+from djmease.server.presence import Presence
 from djmease.server.readers import Readers
 from djmease.server.tallies import MAX_ERROR, Durations, Record, Tallies, Tally
 
@@ -31,6 +35,10 @@ RECENT = 60.0
 """Seconds of which recent errors and losses are."""
 MAX_CLIENTS = 300
 """Clients that one answer tells of."""
+MAX_GROUPS = 300
+"""Groups that one answer tells of."""
+TURN = 2000
+"""Groups that are looked at in one turn of the loop."""
 MAX_SEARCH = 200
 """Characters of what is searched for."""
 MAX_NAMES = 10
@@ -50,10 +58,12 @@ class Observer:
         dispatch: Dispatch,
         outbox: Outbox,
         readers: Readers,
+        clients: Clients,
         limits: Limits[Client],
         logins: Logins,
         pings: Pings,
         listener: Listener | None,
+        presence: Presence | None,
         trouble: Callable[[], str | None],
         is_draining: Callable[[], bool],
     ) -> None:
@@ -64,10 +74,12 @@ class Observer:
         self._dispatch = dispatch
         self._outbox = outbox
         self._readers = readers
+        self._clients = clients
         self._limits = limits
         self._logins = logins
         self._pings = pings
         self._listener = listener
+        self._presence = presence
         self._trouble = trouble
         self._is_draining = is_draining
         self.opened = 0
@@ -128,6 +140,7 @@ class Observer:
         return {
             "is_draining": self._is_draining(),
             "trouble": self._trouble(),
+            "presence_trouble": None if self._presence is None else self._presence.trouble,
             "reconnects": 0 if self._listener is None else self._listener.reconnects,
             "away": 0.0 if self._listener is None else round(self._listener.away, 3),
         }
@@ -223,22 +236,48 @@ class Observer:
                 found[str(index)] = _counts_of(tally, count, now)
         return found
 
-    # Clients
+    # Clients and groups
 
     async def list_clients(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """Return the newest clients that match, as ``ClientReport`` fields, and how many do."""
-        search, limit = order.get("search"), order.get("limit")
-        wanted = search[:MAX_SEARCH].casefold() if isinstance(search, str) else ""
-        count = min(limit, MAX_CLIENTS) if isinstance(limit, int) else MAX_CLIENTS
-        newest_first = tuple(self._limits.clients.values())[::-1]
-        if not wanted:
-            return {"total": len(newest_first), "clients": self._clients(newest_first[:count])}
-        # Reading a user's name may take a query, and reading thousands takes a while.
-        found = await self._dispatch.in_thread(lambda: [each for each in newest_first if _matches(each, wanted)])
-        return {"total": len(found), "clients": self._clients(found[:count])}
+        wanted, count = _wanted(order), _count(order, MAX_CLIENTS)
+        found = self._newest_first(order.get("group"))
+        if wanted:
+            # Reading a user's name may take a query, and reading thousands takes a while.
+            found = await self._dispatch.in_thread(lambda: [each for each in found if _matches(each, wanted)])
+        return {"total": len(found), "clients": [_client(self.server_id, each) for each in found[:count]]}
 
-    def _clients(self, clients: Sequence[Client]) -> list[dict[str, Any]]:
-        return [asdict(_client(self.server_id, client)) for client in clients]
+    def _newest_first(self, group: object) -> Sequence[Client]:
+        """Return the clients of a group; if it is no name, all of them."""
+        if not isinstance(group, str):
+            return tuple(self._limits.clients.values())[::-1]
+        return sorted(self._clients.in_groups([group]), key=attrgetter("connected_at"), reverse=True)
+
+    async def list_groups(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the biggest groups that match, as ``GroupReport`` fields, and how many do; or those with ``names``."""
+        names = order.get("names")
+        if isinstance(names, list):
+            total, biggest = await self._biggest([name for name in names if isinstance(name, str)], "", MAX_GROUPS)
+        else:
+            total, biggest = await self._biggest(self._clients.group_names(), _wanted(order), _count(order, MAX_GROUPS))
+        return {"total": total, "groups": [{"name": name, "connections": -less} for less, name in biggest]}
+
+    async def _biggest(self, names: Sequence[str], wanted: str, count: int) -> tuple[int, list[tuple[int, str]]]:
+        """Return how many of these groups match, and the biggest: minus how many are in it, and its name."""
+        total, least, biggest = 0, 0, list[tuple[int, str]]()
+        for start in range(0, len(names), TURN):
+            found = names[start : start + TURN]
+            if wanted:
+                found = [name for name in found if wanted in name.casefold()]
+            total += len(found)
+            sizes = self._clients.group_sizes(found)
+            biggest += [(-size, name) for size, name in zip(sizes, found, strict=True) if size > least]
+            biggest = sorted(biggest)[:count]
+            if biggest and len(biggest) == count:
+                least = -biggest[-1][0]
+            # They are endless: others get their turn in between.
+            await asyncio.sleep(0)
+        return total, biggest
 
     # Messages that are traced
 
@@ -324,19 +363,31 @@ def _message(record: Record) -> dict[str, Any]:
     }
 
 
-def _client(server_id: str, client: Client) -> ClientReport:
+def _wanted(order: Mapping[str, Any]) -> str:
+    """Return what an order searches for; nothing is everything."""
+    search = order.get("search")
+    return search[:MAX_SEARCH].casefold() if isinstance(search, str) else ""
+
+
+def _count(order: Mapping[str, Any], most: int) -> int:
+    limit = order.get("limit")
+    return max(0, min(limit, most)) if isinstance(limit, int) else most
+
+
+def _client(server_id: str, client: Client) -> dict[str, Any]:
+    """Return the fields of a ``ClientReport``, which itself would take three times as long: there are hundreds."""
     connection = client.ws_connection
-    return ClientReport(
-        server=server_id,
-        id=client.id,
-        user=_user_name(client),
-        user_key=client.user_key,
-        address=client.address,
-        groups=tuple(sorted(client.groups)),
-        connected_at=client.connected_at,
-        received=client.received,
-        unsent=0 if connection is None else len(connection.backlog),
-    )
+    return {
+        "server": server_id,
+        "id": client.id,
+        "user": _user_name(client),
+        "user_key": client.user_key,
+        "address": client.address,
+        "groups": sorted(client.groups),
+        "connected_at": client.connected_at,
+        "received": client.received,
+        "unsent": 0 if connection is None else len(connection.backlog),
+    }
 
 
 def _user_name(client: Client) -> str | None:

@@ -147,8 +147,6 @@ class Server:
             in_thread=self._dispatch.in_thread,
             interval=recheck_interval,
         )
-        self._orders = {**self._logins.orders, "list_clients": self._on_list_clients}
-        """What is done for an order that came by Redis, by its name."""
         self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
             connect=connect,
@@ -177,13 +175,21 @@ class Server:
             dispatch=self._dispatch,
             outbox=self._outbox,
             readers=self._readers,
+            clients=self.clients,
             limits=limits,
             logins=self._logins,
             pings=self._pings,
             listener=self._listener,
+            presence=self._presence,
             trouble=lambda: self.trouble,
             is_draining=lambda: self._stopping.is_set(),
         )
+        self._orders = {
+            **self._logins.orders,
+            "list_clients": self._answers(self.observer.list_clients),
+            "list_groups": self._answers(self.observer.list_groups),
+        }
+        """What is done for an order that came by Redis, by its name."""
         self._reporter = connect and Reporter(
             connect=connect,
             observer=self.observer,
@@ -289,12 +295,14 @@ class Server:
         else:
             obey(order)
 
-    def _on_list_clients(self, order: dict[str, Any]) -> None:
-        self._run(self._list_clients(order))
+    def _answers(self, tell: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Callable[[dict[str, Any]], None]:
+        """Return what answers an order that is a question."""
 
-    async def _list_clients(self, order: dict[str, Any]) -> None:
-        if self._reporter is not None:
-            self._reporter.answer(order.get("reply"), await self.observer.list_clients(order))
+        async def answer(order: dict[str, Any]) -> None:
+            if self._reporter is not None:
+                self._reporter.answer(order.get("reply"), await tell(order))
+
+        return lambda order: self._run(answer(order))
 
     def _on_traced(self, message: Message, *what: Any) -> None:
         if self._reporter is not None:

@@ -11,8 +11,7 @@
   const TIMEOUT = 8000;
   const TYPING = 300;
   const versions = new Map(page.dataset.versions.split(",").map((each) => each.split(":")));
-  const clients = document.getElementById("mease-clients");
-  const search = document.getElementById("mease-search");
+  const folds = [...page.querySelectorAll("[data-asked]")];
   const filter = document.getElementById("mease-filter");
   const filtered = document.getElementById("mease-filtered");
   const title = document.title;
@@ -26,9 +25,9 @@
 
   const address = () => {
     const query = new URLSearchParams(page.dataset.query);
-    if (clients.open) {
-      query.set("clients", "1");
-      query.set("search", search.value);
+    for (const fold of folds) {
+      if (!fold.open) continue;
+      for (const [name, value] of new FormData(fold.querySelector("form"))) query.set(name, value);
     }
     return `${page.dataset.url}?${query}`;
   };
@@ -211,18 +210,20 @@
   // Beginning
 
   document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
-  clients.addEventListener("toggle", () => clients.open && ask());
   let typing = 0;
-  search.addEventListener("input", () => {
-    clearTimeout(typing);
-    typing = setTimeout(ask, TYPING);
-  });
-  search.form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    ask();
-  });
+  for (const fold of folds) {
+    fold.addEventListener("toggle", () => fold.open && ask());
+    fold.addEventListener("input", () => {
+      clearTimeout(typing);
+      typing = setTimeout(ask, TYPING);
+    });
+    fold.addEventListener("submit", (event) => {
+      event.preventDefault();
+      ask();
+    });
+  }
   filter.addEventListener("input", startFilter);
-  for (const each of page.querySelectorAll("[data-plain]")) each.hidden = true;
+  for (const each of page.querySelectorAll("[data-plain]")) each.hidden = each.disabled = true;
   for (const each of page.querySelectorAll("[data-scripted]")) each.hidden = false;
   if (filter.value) startFilter();
   setInterval(tell, 1000);
