@@ -50,6 +50,7 @@ SERVER_LAYERS = [
     {"server.dispatch", "server.logins", "server.presence"},
     {"server.observer"},
     {"server.metrics"},
+    {"server.http"},
     {"server.server", "server.banner"},
     {"server.factory"},
     {"server.live"},

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import djmease
+from djmease.server import http as http_module
 from djmease.server import server as server_module
 from tests.support import DEADLINE, HANDSHAKE, LiveServer, Project, eventually
 
@@ -227,7 +228,7 @@ def many_files() -> Iterator[None]:
 def test_unfinished_handshakes_are_bounded_and_make_room_again(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 50)
+    monkeypatch.setattr(http_module, "MAX_HANDSHAKES", 50)
     settings.MEASE_HANDSHAKE_TIMEOUT = 1
     server = start_server()
     steady = server.connect()

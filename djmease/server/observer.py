@@ -25,7 +25,7 @@ from djmease.server.listener import Listener
 from djmease.server.logins import Logins
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
-from djmease.server.presence import Presence
+from djmease.server.presence import Members
 from djmease.server.readers import Readers
 from djmease.server.tallies import MAX_ERROR, Durations, Record, Tallies, Tally
 
@@ -63,7 +63,7 @@ class Observer:
         logins: Logins,
         pings: Pings,
         listener: Listener | None,
-        presence: Presence | None,
+        presence: Members | None,
         trouble: Callable[[], str | None],
         is_draining: Callable[[], bool],
     ) -> None:

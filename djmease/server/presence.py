@@ -55,6 +55,9 @@ GONE = Here(described="", since=0.0)
 class Members:
     """Counts the connections of each person in the groups with presence. Any thread may say who has come or gone."""
 
+    trouble: str | None = None
+    """Why Redis could not be told."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, patterns: Sequence[str]) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
@@ -101,6 +104,16 @@ class Members:
     def _ring(self) -> None:
         raise NotImplementedError
 
+    async def run(self) -> None:
+        """Tell what changes until cancelled."""
+
+    async def leave(self) -> None:
+        """Take this server off the roll: it ends."""
+
+    def roll(self, group: str) -> list[bytes]:
+        """Return the entries of a group as Redis would hold them, where it does not; any thread may ask."""
+        return []
+
 
 class LocalPresence(Members):
     """Tells nobody but the clients of this process, which hears no Redis."""
@@ -113,7 +126,6 @@ class LocalPresence(Members):
         self._told: dict[Place, Here] = {}
 
     def roll(self, group: str) -> list[bytes]:
-        """Return the entries of a group, as Redis would hold them."""
         with self._lock:
             return [
                 roll.entry_of(here.connections, here.since, here.described)
@@ -177,14 +189,12 @@ class Presence(Members):
         """The life of Redis that was told."""
         self._beat_at = 0.0
         self._bell = asyncio.Event()
-        self.trouble: str | None = None
-        """Why Redis could not be told."""
 
     def _ring(self) -> None:
         self._bell.set()
 
     async def run(self) -> None:
-        """Tell Redis until cancelled; one that is away is waited for."""
+        # A Redis that is away is waited for.
         backoff = 0.05
         try:
             while True:
@@ -202,7 +212,6 @@ class Presence(Members):
             await self._link.drop()
 
     async def leave(self) -> None:
-        """Take this server off the roll: it ends."""
         with suppress(Exception):
             await self._load_scripts()
             await self._reap(self._server_id, WHATEVER_ITS_AGE)
@@ -309,6 +318,22 @@ class Presence(Members):
         before, self.trouble = self.trouble, self._explain(error)
         if self.trouble != before:
             logger.warning("this server cannot tell who is in its groups: %s", self.trouble)
+
+
+def make_presence(
+    loop: asyncio.AbstractEventLoop,
+    *,
+    connect: Callable[[], Connection] | None,
+    patterns: Sequence[str],
+    publish: Callable[[Message], None],
+    **about_redis: Any,
+) -> Members | None:
+    """Make what the settings want: nothing without patterns, and without ``connect`` what needs no Redis."""
+    if not patterns:
+        return None
+    if connect is None:
+        return LocalPresence(loop, patterns=patterns, publish=publish)
+    return Presence(loop, connect=connect, patterns=patterns, **about_redis)
 
 
 def _matches_any(patterns: tuple[str, ...], group: str) -> bool:

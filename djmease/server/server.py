@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import socket
 import ssl
 import time
@@ -14,10 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from redis.asyncio import Connection
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
-from tornado.iostream import IOStream
-from tornado.web import Application, RequestHandler
 
 from djmease.identities import Identity
 from djmease.messages import Message
@@ -27,19 +23,19 @@ from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
 from djmease.server.forms import header_frame
-from djmease.server.health import Health, no_trouble
+from djmease.server.http import make_http_server
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
 from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
-from djmease.server.metrics import Exporter, Metrics
+from djmease.server.metrics import Exporter
 from djmease.server.names import Names
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
-from djmease.server.presence import LocalPresence, Presence
+from djmease.server.presence import make_presence
 from djmease.server.proxies import Peers, Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
@@ -48,8 +44,6 @@ from djmease.server.tallies import Tallies
 
 logger = logging.getLogger("djmease.server")
 
-MAX_HANDSHAKES = 4096
-"""Connections that may be in the middle of their handshake; more are closed as they come."""
 DRAIN_RATE = 100
 """Clients a second that are sent away, where the drain timeout allows as few."""
 RESTART = (1012, "the server stops or restarts: connect again")
@@ -104,26 +98,18 @@ class Server:
         self._limits = limits
         self._drain_timeout = drain_timeout
         self._subscriptions = Subscriptions(loop, group_prefix=names.group_prefix, user_prefix=names.user_prefix)
-        self._presence = (
-            Presence(
-                loop,
-                connect=connect,
-                patterns=presence,
-                server_id=heartbeat.id,
-                key_prefix=names.presence_prefix,
-                group_prefix=names.group_prefix,
-                channels=self._subscriptions,
-                explain=explain,
-            )
-            if connect is not None and presence
-            else None
+        self._presence = make_presence(
+            loop,
+            connect=connect,
+            patterns=presence,
+            server_id=heartbeat.id,
+            key_prefix=names.presence_prefix,
+            group_prefix=names.group_prefix,
+            channels=self._subscriptions,
+            explain=explain,
+            publish=lambda message: self.publish(message),
         )
-        self._local_presence = (
-            LocalPresence(loop, patterns=presence, publish=lambda message: self.publish(message))
-            if connect is None and presence
-            else None
-        )
-        self.clients = Clients(self._outbox, self._subscriptions, self._presence or self._local_presence)
+        self.clients = Clients(self._outbox, self._subscriptions, self._presence)
         tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
         self._dispatch = Dispatch(
             loop,
@@ -200,37 +186,30 @@ class Server:
             explain=explain,
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        handler = {
-            "events": self,
-            "outbox": self._outbox,
-            "readers": self._readers,
-            "refuse": refuse,
-            "limits": limits,
-            "proxies": proxies,
-            "complaints": Complaints(logger),
-            "max_message_size": max_message_size,
-            "may_deflate": compression,
-        }
-        metrics = {
-            "exporter": Exporter(self.observer),
-            "allowed": Peers(metrics_allow),
-            "proxies": proxies,
-            "complaints": Complaints(logger),
-        }
-        routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
-            ("/healthz", Health, {"trouble": no_trouble}),
-            ("/readyz", Health, {"trouble": lambda: self.trouble}),
-            ("/metrics", Metrics, metrics),
-            (re.escape(path) if path else ".*", Client, handler),
-        ]
-        self._http = _HTTPServer(
-            Application(routes, log_function=_log_request, compress_response=False),
-            ssl_options=ssl_context,
+        self._http = make_http_server(
+            path=path,
+            clients={
+                "events": self,
+                "outbox": self._outbox,
+                "readers": self._readers,
+                "refuse": refuse,
+                "limits": limits,
+                "proxies": proxies,
+                "complaints": Complaints(logger),
+                "max_message_size": max_message_size,
+                "may_deflate": compression,
+            },
+            metrics={
+                "exporter": Exporter(self.observer),
+                "allowed": Peers(metrics_allow),
+                "proxies": proxies,
+                "complaints": Complaints(logger),
+            },
+            trouble=lambda: self.trouble,
+            max_message_size=max_message_size,
             max_header_size=max_header_size,
-            max_body_size=0,
-            max_buffer_size=2 * max_header_size + max_message_size,
-            idle_connection_timeout=handshake_timeout,
-            body_timeout=handshake_timeout,
+            handshake_timeout=handshake_timeout,
+            ssl_context=ssl_context,
         )
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -274,7 +253,7 @@ class Server:
 
     def roll(self, group: str) -> list[bytes]:
         """Return the entries of a group, where no Redis holds them; any thread may ask."""
-        return [] if self._local_presence is None else self._local_presence.roll(group)
+        return [] if self._presence is None else self._presence.roll(group)
 
     def drain(self) -> None:
         """Ask ``serve`` to end, clients being sent away one after another; once more hurries it. On the loop only."""
@@ -418,21 +397,6 @@ class Server:
         self._dispatch.closed(client)
 
 
-class _HTTPServer(HTTPServer):
-    """Tornado's, with a bound on the connections that are not WebSockets yet."""
-
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize(*args, **kwargs)
-        self._too_many = Complaints(logger)
-
-    def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if len(self._connections) >= MAX_HANDSHAKES:
-            self._too_many.say("%d handshakes are unfinished, and one more is refused", len(self._connections))
-            stream.close()
-            return
-        super().handle_stream(stream, address)
-
-
 async def _first_of(*awaitables: Awaitable[Any], timeout: float) -> bool:
     """Wait until one of them is done, and return whether one is; the others are cancelled."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
@@ -442,8 +406,3 @@ async def _first_of(*awaitables: Awaitable[Any], timeout: float) -> bool:
     for task in done:
         task.result()
     return bool(done)
-
-
-def _log_request(handler: RequestHandler) -> None:
-    request: Any = handler.request
-    logger.debug("%s %s %s from %s", handler.get_status(), request.method, request.path, request.remote_ip)
