@@ -21,6 +21,8 @@ from djmease.reporting import get_status, list_groups
 PAGE = "/admin/djmease/status/"
 INTERVAL = 2.0
 """Seconds after which an open page asks again."""
+LISTS_INTERVAL = 6.0
+"""The same for clients and groups, as ``status.js`` has it."""
 ANSWERS = 100
 """By which the server's processor time is divided."""
 TURNS = 3
@@ -69,8 +71,7 @@ class Found:
 
     @property
     def is_met(self) -> bool:
-        slowest = max(row.p99 for row in self.rows.values())
-        return slowest <= MAX_RENDERING and self.rows["nothing open"].cost <= MAX_COST
+        return all(row.median <= MAX_RENDERING and row.cost <= MAX_COST for row in self.rows.values())
 
 
 def measure(clients: int, routings: int, rounds: int, seconds: float) -> Found:
@@ -85,8 +86,8 @@ def measure(clients: int, routings: int, rounds: int, seconds: float) -> Found:
             f"{clients:,} clients in {clients:,} groups of one and in lobbies of 50, {routings:,} routings, and "
             f"{RATE:g} messages a second to a lobby each and one to everybody, on all routes in turn. "
             f"{rounds} answers of each kind with traffic. The server's processor time is that of {ANSWERS} answers, "
-            f"less what it takes by itself, for a page that asks each {INTERVAL:g} s; it is taken without traffic, "
-            "which would hide it."
+            f"less what it takes by itself, for a page that asks each {INTERVAL:g} s, and for clients and groups each "
+            f"{LISTS_INTERVAL:g} s; it is taken without traffic, which would hide it."
         )
 
 
@@ -180,7 +181,7 @@ class Measurement:
         for _ in range(ANSWERS):
             self.ask(asked)
         after, ended = self.cpu_behind_report()
-        return ((after - before) * 1000 - idle * (ended - began)) / ANSWERS / INTERVAL
+        return ((after - before) * 1000 - idle * (ended - began)) / ANSWERS / (LISTS_INTERVAL if asked else INTERVAL)
 
     def cpu_behind_report(self) -> tuple[float, float]:
         reported_at = get_status().servers[0].reported_at

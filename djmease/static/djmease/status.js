@@ -7,6 +7,8 @@
   if (!page) return;
 
   const INTERVAL = 2000;
+  // Of clients and groups: to tell of them costs a server more than all the rest.
+  const LISTS_INTERVAL = 6000;
   const SLOWEST = 30000;
   const TIMEOUT = 8000;
   const TYPING = 300;
@@ -16,6 +18,8 @@
   const filtered = document.getElementById("mease-filtered");
   const title = document.title;
 
+  const listedAt = new Map();                // by fold
+
   let timer = 0;
   let asking = null;
   let failures = 0;
@@ -23,13 +27,20 @@
 
   // Asking
 
-  const address = () => {
+  const ageOf = (fold) => performance.now() - (listedAt.get(fold) ?? -Infinity);
+  const isDue = (fold) => fold.open && ageOf(fold) > LISTS_INTERVAL - INTERVAL / 2;
+
+  const address = (lists) => {
     const query = new URLSearchParams(page.dataset.query);
-    for (const fold of folds) {
-      if (!fold.open) continue;
+    for (const fold of lists) {
       for (const [name, value] of new FormData(fold.querySelector("form"))) query.set(name, value);
     }
     return `${page.dataset.url}?${query}`;
+  };
+
+  const askForAll = () => {
+    listedAt.clear();
+    ask();
   };
 
   const schedule = (delay) => {
@@ -60,7 +71,8 @@
 
   async function answer(mine) {
     const known = [...versions].map((each) => each.join(":")).join(",");
-    const response = await fetch(address(), {
+    const lists = folds.filter(isDue);
+    const response = await fetch(address(lists), {
       headers: { "X-Mease-Parts": known },
       credentials: "same-origin",
       cache: "no-store",
@@ -76,7 +88,8 @@
     if (asking !== mine) return;
     note(null);
     updated = performance.now();
-    show(parts);
+    for (const fold of lists) listedAt.set(fold, updated);
+    show(parts, lists);
   }
 
   // What the reader is told of the asking itself
@@ -104,9 +117,11 @@
 
   // Putting parts into the page
 
-  function show(parts) {
+  function show(parts, lists) {
     for (const [name, part] of Object.entries(parts)) {
       const place = page.querySelector(`[data-part="${name}"]`);
+      const fold = place?.closest("[data-asked]");
+      if (fold?.open && !lists.includes(fold)) continue;
       // Without the permission to publish there is no such place. What is selected is being read or copied.
       if (place && name !== "top" && isSelected(place)) continue;
       versions.set(name, part.version);
@@ -209,17 +224,17 @@
 
   // Beginning
 
-  document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+  document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : askForAll()));
   let typing = 0;
   for (const fold of folds) {
-    fold.addEventListener("toggle", () => fold.open && ask());
+    fold.addEventListener("toggle", () => fold.open && askForAll());
     fold.addEventListener("input", () => {
       clearTimeout(typing);
-      typing = setTimeout(ask, TYPING);
+      typing = setTimeout(askForAll, TYPING);
     });
     fold.addEventListener("submit", (event) => {
       event.preventDefault();
-      ask();
+      askForAll();
     });
   }
   filter.addEventListener("input", startFilter);
