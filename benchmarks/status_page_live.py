@@ -17,12 +17,9 @@ from rows import environment
 from site_of_benchmarks import DEADLINE, ROOT, Server, raise_file_limit, serving
 
 from djmease.reporting import get_status, list_groups
+from djmease.status_page import INTERVAL, LISTS_INTERVAL
 
 PAGE = "/admin/djmease/status/"
-INTERVAL = 2.0
-"""Seconds after which an open page asks again."""
-LISTS_INTERVAL = 6.0
-"""The same for clients and groups, as ``status.js`` has it."""
 ANSWERS = 100
 """By which the server's processor time is divided."""
 TURNS = 3

@@ -16,6 +16,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
 from redis.exceptions import RedisError
 
+from djmease import status_page
 from djmease.forms import PublishForm
 from djmease.models import Status
 from djmease.publishing import PublishError
@@ -81,6 +82,8 @@ class StatusAdmin(ModelAdmin):
             **self._context(request, _("WebSocket status")),
             "parts": parts,
             "versions": _versions(parts),
+            "interval": round(status_page.INTERVAL * 1000),
+            "lists_interval": round(status_page.LISTS_INTERVAL * 1000),
             "wish": wish,
             "form": form if _may(request, "publish_message") else None,
             "routings": known_routings(status),

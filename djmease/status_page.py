@@ -38,6 +38,10 @@ from djmease.tracing import Trace, notes, verdict
 PARTS = ("top", "servers", "routes", "quiet", "callbacks", "messages", "groups", "clients", "published")
 """Each has a template of its own."""
 TEMPLATES = "admin/djmease/status"
+INTERVAL = 2.0
+"""Seconds after which an open page asks again."""
+LISTS_INTERVAL = 6.0
+"""The same for clients and groups: to tell of them costs a server more than all the rest."""
 SHORTEST_HISTORY = 60
 """Values that fill a plot at least."""
 LATE_LAG = 1.0

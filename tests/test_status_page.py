@@ -15,6 +15,7 @@ from django.contrib.sessions.models import Session
 from selenium.webdriver.common.keys import Keys
 
 import djmease
+from djmease import status_page
 from djmease.embedded import EmbeddedValkey
 from tests.browser import Browser, Window
 from tests.support import DEADLINE, LiveServer, Project, eventually
@@ -27,8 +28,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def often(settings: Any) -> None:
+def often(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports, and questions of an open page, more often than usual."""
     settings.MEASE_REPORT_INTERVAL = 0.2
+    monkeypatch.setattr(status_page, "INTERVAL", 0.5)
+    monkeypatch.setattr(status_page, "LISTS_INTERVAL", 1.0)
 
 
 @pytest.fixture

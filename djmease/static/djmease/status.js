@@ -6,9 +6,8 @@
   const page = document.getElementById("mease");
   if (!page) return;
 
-  const INTERVAL = 2000;
-  // Of clients and groups: to tell of them costs a server more than all the rest.
-  const LISTS_INTERVAL = 6000;
+  const INTERVAL = Number(page.dataset.interval);
+  const LISTS_INTERVAL = Number(page.dataset.listsInterval);
   const SLOWEST = 30000;
   const TIMEOUT = 8000;
   const TYPING = 300;
