@@ -165,8 +165,9 @@ def test_a_type_that_no_receiver_takes_is_counted_and_named_with_the_closest(
 
     server = start_server()
     server.connect().send('{"type": "chat.sai"}')
-    eventually(lambda: server.server._dispatch.unheard == 1)
-    assert any("'chat.sai', which no receiver takes; did you mean 'chat.say'?" in line for line in log_of())
+    meant = "'chat.sai', which no receiver takes; did you mean 'chat.say'?"
+    eventually(lambda: any(meant in line for line in log_of()))
+    assert server.server._dispatch.unheard == 1
 
 
 def test_a_test_of_a_user_that_raises_is_a_no(start_server: StartServer, log_of: Log) -> None:
