@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,12 @@ from djmease.embedded import EmbeddedValkey
 from djmease.registry import declarations
 from tests.browser import Browser, running_browser
 from tests.support import LiveServer, Project
+
+
+def pytest_configure() -> None:
+    # A shell that runs tests behind "&" has them ignore SIGINT, which each process that they start would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
