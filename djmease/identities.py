@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from django.conf import settings
 from django.contrib import auth
 from django.core.exceptions import PermissionDenied
 from django.utils.crypto import salted_hmac
+
+logger = logging.getLogger("djmease.server")
 
 
 class Unauthenticated(PermissionDenied):
@@ -32,12 +35,30 @@ class Identity:
     """``session_hash`` of the session it depends on, whose key does not travel."""
     auth_hash: str | None = field(default=None, repr=False)
     """Of a user without a session: Django's hash, which changes with the password."""
+    name: str | None = field(init=False, default=None)
+    """The user's name, which may take a query: it is read here, and not on the loop."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", name_of(self.user))
 
     @property
     def key(self) -> str | None:
         """The user's primary key as text, ``None`` for nobody."""
         key = getattr(self.user, "pk", None)
         return None if key is None else str(key)
+
+
+def name_of(user: Any) -> str | None:
+    """Return a user's name as text that can be encoded, ``None`` for nobody; where it cannot be read, the key."""
+    key = getattr(user, "pk", None)
+    if key is None:
+        return None
+    try:
+        name = str(getattr(user, "get_username", user.__str__)())
+    except Exception:
+        logger.exception("the name of the user %s could not be read", key)
+        name = str(key)
+    return name.encode(errors="replace").decode()
 
 
 NOBODY = Identity(read_at=0.0)

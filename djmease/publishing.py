@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
@@ -29,6 +30,18 @@ CONNECT_PAUSE = 0.05
 """Seconds between two attempts."""
 MAX_CHANNELS = 100
 """Groups or users, with more of whom a message goes by the channel that every server hears."""
+
+
+class Everybody(enum.Enum):
+    """Whom a message is for where nobody is named. ``None`` is nobody: a field without a user must not mean all."""
+
+    EVERYBODY = "everybody"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+EVERYBODY: Final = Everybody.EVERYBODY
 
 Outlet = Callable[[Message], None]
 captures: list[Outlet] = []
@@ -88,8 +101,8 @@ def publish(
     routing: str,
     message: Any,
     *,
-    group: str | Iterable[str] | None = None,
-    user: Any = None,
+    group: str | Iterable[str] | Everybody = EVERYBODY,
+    user: Any = EVERYBODY,
     on_commit: bool = True,
     using: str | None = None,
     fail_silently: bool = False,
@@ -101,16 +114,23 @@ def publish(
     a rollback; ``on_commit=False`` sends it at once.
 
     ``group`` is a group or several, ``user`` a user, a primary key, or several: then the senders get just those
-    clients, each once; with both, the clients of those users that are in those groups.
+    clients, each once; with both, the clients of those users that are in those groups. ``None`` is refused, so that a
+    field without a user does not send to everybody.
 
     Raises ``UnknownRouting`` where no sender is registered for the routing, ``ValueError`` for a name that is not one,
-    for a user that is not saved, and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or ``ValueError`` for
-    what JSON cannot hold, ``PublishError`` where Redis does not answer (``fail_silently`` logs it instead), and
-    ``SynchronousOnlyOperation`` on an event loop, where ``await apublish(...)`` is meant.
+    for ``None`` and a user that is not saved, and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or
+    ``ValueError`` for what JSON cannot hold, ``PublishError`` where Redis does not answer (``fail_silently`` logs it
+    instead), and ``SynchronousOnlyOperation`` on an event loop, where ``await apublish(...)`` is meant.
     """
     refuse_event_loop("publish", "apublish")
     return _publish(
-        routing, message, group=group, user=user, using=using, on_commit=on_commit, fail_silently=fail_silently
+        routing,
+        message,
+        group=_named("group", group),
+        user=_named("user", user),
+        using=using,
+        on_commit=on_commit,
+        fail_silently=fail_silently,
     )
 
 
@@ -118,8 +138,8 @@ async def apublish(
     routing: str,
     message: Any,
     *,
-    group: str | Iterable[str] | None = None,
-    user: Any = None,
+    group: str | Iterable[str] | Everybody = EVERYBODY,
+    user: Any = EVERYBODY,
     fail_silently: bool = False,
 ) -> str:
     """Do what ``publish`` does, on an event loop, at once: asynchronous code is never in a transaction."""
@@ -127,8 +147,8 @@ async def apublish(
         _publish,
         routing,
         message,
-        group=group,
-        user=user,
+        group=_named("group", group),
+        user=_named("user", user),
         using=None,
         on_commit=False,
         fail_silently=fail_silently,
@@ -209,6 +229,13 @@ def refuse_event_loop(name: str, asynchronous: str) -> None:
     raise SynchronousOnlyOperation(
         f"djmease.{name} would block the event loop: use  await djmease.{asynchronous}(...)  in asynchronous code."
     )
+
+
+def _named(parameter: str, value: Any) -> Any:
+    """Return whom an argument names, ``None`` for everybody."""
+    if value is None:
+        raise ValueError(f"{parameter} is None, which is nobody: leave it out to publish to everybody")
+    return None if value is EVERYBODY else value
 
 
 def _publish(

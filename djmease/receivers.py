@@ -24,12 +24,12 @@ def publish(client: Client, message: Any, *, routing: str, group: str | None = N
     if group is None:
         publish_message(routing, message)
         return
-    named = message.get("group") if isinstance(message, Mapping) else None
+    named, kind = (message.get("group"), message.get("type")) if isinstance(message, Mapping) else (None, None)
     target = group if named is None and not is_pattern(group) else named
     if isinstance(target, str) and matches(group, target) and target in client.groups:
         publish_message(routing, message, group=target)
     else:
-        client.write_message({"type": "mease.refused", "reason": "not_in_group", "group": target})
+        client.write_message({"type": "mease.refused", "reason": "not_in_group", "refused": kind, "group": target})
 
 
 def _check_publish(*, routing: Any = None, group: Any = None) -> Iterator[str]:

@@ -182,7 +182,7 @@ def _biggest(of_servers: Iterable[dict[str, int]], limit: int) -> dict[str, int]
 
 def _persons(groups: Iterable[str]) -> dict[str, int]:
     """Return how many persons are in those of the groups that have presence, as far as Redis tells."""
-    with suppress(RedisError, OSError):
+    with suppress(RedisError, OSError, ValueError):  # A name that is none came from no server of ours.
         return presence_counts(groups)
     return {}
 

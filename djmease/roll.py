@@ -49,10 +49,11 @@ def person_key(user_key: str | None, client_id: str) -> str:
     return f"c{client_id}" if user_key is None else f"u{user_key}"
 
 
-def describe(*, user: Any, user_key: str | None, client_id: str, info: str) -> str:
+def describe(*, name: str | None, user_key: str | None, client_id: str, info: str) -> str:
     """Return what is told of a person: the last three items of its entry. ``info`` is JSON already."""
     # No JSON of ours has a line break in it.
-    return ",\n".join((to_json(client_id if user_key is None else user_key), to_json(_name(user, user_key)), info))
+    key = client_id if user_key is None else user_key
+    return ",\n".join((to_json(key), to_json(None if user_key is None else name), info))
 
 
 def entry_of(connections: int, since: float, described: str) -> bytes:
@@ -77,17 +78,10 @@ def message_of(group: str, event: str, since: float, described: str) -> Message:
     )
 
 
-def _name(user: Any, user_key: str | None) -> str | None:
-    if user_key is None:
-        return None
-    name = getattr(user, "get_username", user.__str__)
-    return str(name())
-
-
 def encode_info(info: Any) -> str:
     """Return what a client tells of itself as JSON, or raise ``TypeError`` or ``ValueError`` with what is wrong."""
     if not isinstance(info, Mapping):
-        raise TypeError(f"client.presence is {info!r}, and should be a dict that JSON can hold")
+        raise TypeError(f"client.presence is {info!r:.80}, and should be a dict that JSON can hold")
     encoded = to_json(dict(info))
     size = len(encoded.encode())
     if size > MAX_INFO:

@@ -29,7 +29,7 @@ from django.test import override_settings
 from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
-from djmease.identities import TURNED_AWAY
+from djmease.identities import TURNED_AWAY, name_of
 from djmease.messages import Message, check_group, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
 
@@ -220,7 +220,7 @@ class _Site:
         if not attendance.covers(group):
             return
         described = roll.describe(
-            user=client.user, user_key=client.user_key, client_id=client.id, info=client.presence_json
+            name=name_of(client.user), user_key=client.user_key, client_id=client.id, info=client.presence_json
         )
         present = self._roll.setdefault(group, {}).setdefault(_person(client), [])
         present.append((client, time.time(), described))

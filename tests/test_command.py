@@ -250,6 +250,20 @@ def test_code_that_changes_is_loaded_and_the_embedded_valkey_lives_through_it(pr
     assert not is_alive(valkey)
 
 
+def test_the_first_registry_of_an_app_is_loaded_too(project: Project) -> None:
+    registry = project.registry(ECHO)
+    registry.unlink()
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    registry.write_text(ECHO)
+    with connect(url(server.port(times=2))) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
 def test_a_signal_ends_the_wait_for_a_change_too(project: Project) -> None:
     registry = project.registry(ECHO)
     project.settings(debug=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import djmease
 from djmease import loader
 from djmease.embedded import EmbeddedValkey
+from djmease.messages import Message, new_id
 from djmease.server.client import Client
 from djmease.server.forms import forms_of, header_of, read_header
 from djmease.server.outbox import frame_of
@@ -226,7 +230,8 @@ def test_a_burst_of_both_kinds_comes_whole_and_in_order(start_server: StartServe
     server = start_server()
     page, raw = Page(server), server.connect()
     for number in range(200):
-        djmease.publish("news", str(number), group="open.all" if number % 3 else None)
+        whom = {"group": "open.all"} if number % 3 else {}
+        djmease.publish("news", str(number), **whom)
     assert [raw.recv(DEADLINE) for _ in range(200)] == [str(number) for number in range(200)]
     for number in range(200):
         assert page.receive() == ({"groups": ["open.all"]} if number % 3 else {}, str(number))
@@ -331,6 +336,86 @@ def test_what_has_a_header_is_read_as_it_was_written(body: str | bytes, groups: 
         assert fields == ({} if groups is None else {"groups": list(groups)})
     else:
         assert text == expected and groups is None
+
+
+@pytest.mark.parametrize("comes_from", ["sender", "receiver"])
+def test_a_text_that_a_sender_and_a_receiver_write_has_the_header_of_the_sender_alone(
+    start_server: StartServer, settings: Any, comes_from: str
+) -> None:
+    """The same object, as any constant is: written in one turn of the loop, in either order."""
+
+    @djmease.sender(routing="tick")
+    async def tick(clients_list: Any) -> None:
+        for client in clients_list:
+            client.send("reload")
+
+    @djmease.receiver
+    async def say(client: Any) -> None:
+        client.send("reload")
+
+    settings.MEASE_ROUTES = {}
+    server = start_server()
+    inside, outside = Page(server), Page(server)
+    inside.ask(type="join", group="open.1")
+    dispatch, clients = server.server._dispatch, server.server.clients.snapshot()
+    (stranger,) = [client for client in clients if not client.groups]
+    message = Message(
+        routing="tick", body=None, id=new_id(), published_at=time.time(), size=1, groups=("open.1",), users=None
+    )
+    steps = [lambda: dispatch.publish(message), lambda: dispatch.received(stranger, "x")]
+    server.call(lambda: [step() for step in (steps if comes_from == "sender" else reversed(steps))])
+    assert outside.receive() == ({}, "reload")
+    assert inside.receive() == ({"groups": ["open.1"]}, "reload")
+
+
+def test_who_takes_headers_gets_them_also_where_others_took_compressed_frames_before(
+    start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_COMPRESSION = True
+    settings.MEASE_ROUTES = {}
+
+    @djmease.opener
+    def enter(client: Any) -> None:
+        client.join("open.1")
+
+    @djmease.sender(routing="tick")
+    def tick(clients_list: Any) -> None:
+        clients_list.send("reload" * 100)
+
+    server = start_server()
+    small = server.connect(compression="deflate")
+    djmease.publish("tick", None, group="open.1")
+    assert small.recv(DEADLINE) == "reload" * 100
+    page = Page(server)
+    djmease.publish("tick", None, group="open.1")
+    assert page.receive() == ({"groups": ["open.1"]}, "reload" * 100)
+
+
+def test_what_cannot_be_a_name_is_answered_without_it(start_server: StartServer) -> None:
+    page = Page(start_server())
+    assert page.ask(type="join", group="\ud800", ref=1) == {"type": "refused", "ref": 1, "reason": "not_listed"}
+    assert page.ask(type="leave", group="\ud800", ref=2) == {"type": "left", "ref": 2}
+
+
+def test_a_client_whose_opener_goes_on_is_told_of_a_gap_too(
+    start_server: StartServer, own_valkey: EmbeddedValkey
+) -> None:
+    go_on = threading.Event()
+
+    @djmease.opener
+    def enter(client: Any) -> None:
+        client.join("open.1")
+        client.send("joined")
+        assert go_on.wait(DEADLINE)
+
+    server = start_server()
+    with connect(server.url, subprotocols=["mease.v1"]) as connection:
+        assert connection.recv(DEADLINE) == "joined"
+        os.kill(own_valkey._pid(), signal.SIGKILL)
+        eventually(lambda: not server.server._listener.is_hearing)
+        own_valkey.ensure_running()
+        assert read_header(str(connection.recv(DEADLINE)))[0]["type"] == "gap"
+        go_on.set()
 
 
 def test_after_a_gap_pages_are_told_that_something_may_be_missing(

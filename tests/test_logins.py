@@ -63,11 +63,11 @@ def publish_order(order: str) -> None:
     Redis(connection_pool=publisher_pool()).publish(control_channel(), order)
 
 
-def assert_ended(connection: Any) -> None:
+def assert_ended(connection: Any, reason: str = "the login has ended") -> None:
     with pytest.raises(ConnectionClosed) as caught:
         connection.recv(DEADLINE)
     assert caught.value.rcvd is not None
-    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4401, "the login has ended")
+    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4401, reason)
 
 
 def assert_open(*connections: Any) -> None:
@@ -320,13 +320,13 @@ def test_disconnect_ends_a_user_or_a_client_by_hand(start_server: StartServer, a
     of_bob, stranger = page(west, browser_of(bob)), east.connect()
     djmease.disconnect(user=ada)
     for connection in of_ada:
-        assert_ended(connection)
+        assert_ended(connection, "the site has disconnected you")
     assert_open(of_bob, stranger)
     eventually(lambda: len(east.server._limits.clients) == 1)
     djmease.disconnect(client_id=next(iter(east.server._limits.clients)))
-    assert_ended(stranger)
+    assert_ended(stranger, "the site has disconnected you")
     djmease.disconnect(user=bob.pk)
-    assert_ended(of_bob)
+    assert_ended(of_bob, "the site has disconnected you")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"user": 1, "client_id": "x"}])

@@ -27,7 +27,7 @@ from websockets.sync.client import connect as ws_connect
 import djmease
 from djmease import connections, loader, messages, roll
 from djmease.embedded import EmbeddedValkey
-from djmease.identities import nobody
+from djmease.identities import NOBODY, nobody
 from djmease.server import presence
 from djmease.test import connect, live_server
 from tests.support import DEADLINE, LiveServer, Process, Project, eventually
@@ -197,6 +197,22 @@ def test_an_opener_says_what_is_told_and_who_is_turned_away_was_never_there(star
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_user_whose_name_takes_a_query_is_told_as_any_other(start_server: StartServer, settings: Any) -> None:
+    by_message()
+    User.objects.create_user("ada")
+    settings.MEASE_AUTHENTICATORS = [f"{__name__}.deferred"]
+    page = Page(start_server())
+    page.join()
+    assert page.hear() == ("join", "ada")
+    page.close()
+    eventually(lambda: djmease.presence_count(GROUP) == 0)
+
+
+def deferred(request: Any) -> User:
+    return User.objects.only("pk").get(username="ada")
+
+
+@pytest.mark.django_db(transaction=True)
 def test_who_is_somebody_else_by_now_is_counted_as_that(start_server: StartServer, settings: Any) -> None:
     by_message()
     server = start_server()
@@ -229,6 +245,7 @@ def test_a_user_that_is_deleted_in_a_callback_leaves_nobody_behind(start_server:
     page.close()
     eventually(lambda: not djmease.presence(GROUP))
     eventually(lambda: not server.server._presence._here)
+    eventually(lambda: not server.server.clients._users)
 
 
 def test_joins_and_leaves_come_once_and_in_their_order_to_every_server(start_server: StartServer) -> None:
@@ -314,7 +331,8 @@ def test_a_site_without_presence_has_no_connection_for_it(start_server: StartSer
 class Member:
     """As much of a client as is counted."""
 
-    user = user_key = heard_as = None
+    identity = NOBODY
+    heard_as = None
     presence_json = "{}"
 
     def __init__(self, number: int) -> None:

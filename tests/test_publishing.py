@@ -60,6 +60,15 @@ def ear(redis: str, valkey: EmbeddedValkey) -> Iterator[Ear]:
         yield Ear(pubsub, redis)
 
 
+@pytest.mark.parametrize("whom", [{"user": None}, {"group": None}])
+def test_nobody_is_not_everybody(redis: str, whom: dict[str, Any]) -> None:
+    (name,) = whom
+    with pytest.raises(ValueError, match=f"{name} is None, which is nobody: leave it out"):
+        djmease.publish("news", "for the owner", **whom)
+    with pytest.raises(ValueError, match=f"{name} is None"):
+        asyncio.run(djmease.apublish("news", "for the owner", **whom))
+
+
 def test_publish_now_tells_how_many_heard_it_and_warns_of_nothing(ear: Ear, log_of: Log) -> None:
     sent = publishing.publish_now("news", {"a": 1}, group="room", user=7, trace="f00d")
     assert sent.heard == 1

@@ -85,6 +85,7 @@ def test_a_group_without_a_pattern_need_not_be_named(settings: Any) -> None:
         stranger.send("hi")
     assert member.received == ["hi"]
     assert stranger.received[0]["reason"] == "not_in_group"
+    assert stranger.received[0]["refused"] is None, "what it sent has no type"
 
 
 @pytest.mark.parametrize(

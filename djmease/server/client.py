@@ -27,6 +27,7 @@ from djmease.server.protocol import (
 )
 from djmease.server.proxies import Proxies
 from djmease.server.readers import Readers
+from djmease.server.tallies import AUTHOR
 
 CHALLENGE = 'Mease realm="websocket"'
 """HTTP wants a 401 to say how to log in (RFC 9110, section 15.5.2); no browser asks for a password by this."""
@@ -199,7 +200,7 @@ class Client(WebSocketHandler):
         if known is message and known_binary is binary:
             # The loop over all clients: one more of the run that is open. A lock would cost as much as all of this.
             run = outbox.run
-            if run.frame is frame:
+            if run.frame is frame and (not outbox.heading or run.author is AUTHOR.get()):
                 run.connections.append(connection)
                 if outbox.run is not run:
                     outbox.rescue(run)
@@ -271,7 +272,7 @@ class Client(WebSocketHandler):
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
             if self.user_key is not None:
-                # What is published to the user from the handshake on reaches the client.
+                # What is published to the user comes here from the handshake on, and reaches it behind its openers.
                 await self._events.expect(self.user_key)
             # The last question, with nothing awaited until the client counts: others may have come meanwhile.
             self._is_one_too_many(self.user_key)

@@ -110,8 +110,8 @@ class Clients:
                 return
             self._by_id[client.id] = client
             self._snapshot = None
-            if client.user_key is not None:
-                self._users.setdefault(client.user_key, {})[client] = None
+            if client.heard_as is not None:
+                self._users.setdefault(client.heard_as, {})[client] = None
             self._tell_joined(client, client.groups)
 
     def discard(self, client: Client) -> None:
@@ -126,17 +126,17 @@ class Clients:
             if self._by_id.pop(client.id, None) is None:
                 return
             self._snapshot = None
-            if client.user_key is not None:
-                _take_out(self._users, client.user_key, client)
+            if client.heard_as is not None:
+                _take_out(self._users, client.heard_as, client)
             self._tell_left(client, client.groups)
 
     def reidentify(self, client: Client, identity: Identity) -> None:
         """Take what was read anew of a client's session: it is found under the user it has now."""
         with self._lock:
-            before, client.identity = client.user_key, identity
-            if client.user_key == before:
-                return
-            if not client.is_present:
+            client.identity = identity
+            # What it was heard as: a user that is deleted has no key any more.
+            before = client.heard_as
+            if identity.key == before or not client.is_present:
                 return
             groups = client.groups if client.id in self._by_id else ()
             self._tell_left(client, groups)
@@ -146,8 +146,8 @@ class Clients:
             if client.id in self._by_id:
                 if before is not None:
                     _take_out(self._users, before, client)
-                if client.user_key is not None:
-                    self._users.setdefault(client.user_key, {})[client] = None
+                if client.heard_as is not None:
+                    self._users.setdefault(client.heard_as, {})[client] = None
 
     def join(self, client: Client, group: str) -> None:
         """Put a client into a group, for as long as it is open; in a thread, return when what is published comes.

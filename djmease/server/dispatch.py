@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -243,7 +244,7 @@ class Lane:
             head = self._entries[0]
             if not isinstance(head, Call):
                 self._entries.popleft()
-                head()
+                self._dispatch.step(head)
             elif not head.needs_thread:
                 self._entries.popleft()
                 self._release(head.size)
@@ -563,7 +564,8 @@ class Dispatch:
         self.refused += 1
         self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
         if received.is_json:
-            client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
+            kind = None if received.kind is None else received.kind.encode(errors="replace").decode()
+            client.write_message({"type": "mease.refused", "reason": reason, "refused": kind})
         return True
 
     def _reread(self, client: Client) -> None:
@@ -611,6 +613,13 @@ class Dispatch:
         )
         successor = self._client_lanes[client] = self._lane(client, self.heard)
         self._close(successor, client, tuple(rest))
+
+    def step(self, step: Step) -> None:
+        """Do what is no call, and let what is behind it come whatever happens."""
+        try:
+            step()
+        except Exception:
+            logger.exception("what the server does between callbacks failed")
 
     def returned(self) -> None:
         """Note that something has returned whose client's closers did not wait for it."""
@@ -675,7 +684,8 @@ class Dispatch:
         """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
         if call.is_left_out:
             return
-        if isinstance(call, Sending) and call.signs:
+        signs = isinstance(call, Sending) and call.signs
+        if isinstance(call, Sending) and signs:
             self._sign(call)
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
@@ -688,6 +698,8 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
+        if signs:
+            self._clients.outbox.end_run()
         self._count(call, started)
 
     async def run_async(self, call: Call, then: Step) -> None:
@@ -707,12 +719,15 @@ class Dispatch:
             self._report(call, error)
         if author is not None:
             AUTHOR.reset(author)  # Its task may be that of others too.
+            self._clients.outbox.end_run()
         self._count(call, started)
-        if started >= self._tidy_at:
-            # Django's asynchronous ORM keeps its connections in one thread of asgiref's.
-            self._tidy_at = started + ASYNC_HYGIENE_INTERVAL
-            await sync_to_async(tidy_connections)()
         then()
+        if started >= self._tidy_at:
+            # Django's asynchronous ORM keeps its connections in one thread of asgiref's, which may hang; nobody waits
+            # for it, and there is one at a time.
+            self._tidy_at = math.inf
+            await sync_to_async(tidy_connections)()
+            self._tidy_at = time.monotonic() + ASYNC_HYGIENE_INTERVAL
 
     def _sign(self, call: Sending) -> Token[Author | None]:
         """Let what is written in this context be known for a sender's."""

@@ -23,6 +23,7 @@ logger = logging.getLogger("djmease.server")
 
 ENDED = (4401, "the login has ended")
 """With what clients are closed: no code of a registry, but 401 in the range that is left to applications."""
+DISCONNECTED = (4401, "the site has disconnected you")
 BATCH = 100
 """Logins that one hop to a thread reads."""
 MEMORY = 120.0
@@ -118,7 +119,7 @@ class Logins:
         named = (self._limits.clients.get(client_id) for client_id in _names(order, "clients"))
         for client in (*self._of_users(order), *named):
             if client is not None:
-                self._end(client)
+                self._end(client, DISCONNECTED)
 
     def end_session(self, order: dict[str, Any]) -> None:
         """Close the connections of a session, which is named by its hash."""
@@ -155,9 +156,9 @@ class Logins:
     def _of_users(self, order: dict[str, Any]) -> list[Client]:
         return [client for key in _names(order, "users") for client in self._limits.of_user(key)]
 
-    def _end(self, client: Client) -> None:
+    def _end(self, client: Client, why: tuple[int, str] = ENDED) -> None:
         self.ended += 1
-        client.close(*ENDED)
+        client.close(*why)
 
     # Reading again
 

@@ -257,7 +257,8 @@ class Observer:
         """Return the biggest groups that match, as ``GroupReport`` fields, and how many do; or those with ``names``."""
         names = order.get("names")
         if isinstance(names, list):
-            total, biggest = await self._biggest([name for name in names if isinstance(name, str)], "", MAX_GROUPS)
+            asked = dict.fromkeys(name for name in names if isinstance(name, str))
+            total, biggest = await self._biggest(tuple(asked), "", MAX_GROUPS)
         else:
             total, biggest = await self._biggest(self._clients.group_names(), _wanted(order), _count(order, MAX_GROUPS))
         return {"total": total, "groups": [{"name": name, "connections": -less} for less, name in biggest]}
@@ -380,7 +381,7 @@ def _client(server_id: str, client: Client) -> dict[str, Any]:
     return {
         "server": server_id,
         "id": client.id,
-        "user": _user_name(client),
+        "user": client.identity.name,
         "user_key": client.user_key,
         "address": client.address,
         "groups": sorted(client.groups),
@@ -390,20 +391,13 @@ def _client(server_id: str, client: Client) -> dict[str, Any]:
     }
 
 
-def _user_name(client: Client) -> str | None:
-    if client.user_key is None:
-        return None
-    name = getattr(client.user, "get_username", client.user.__str__)
-    return str(name())
-
-
 def _matches(client: Client, wanted: str) -> bool:
-    texts = (_user_name(client), client.user_key, client.id, client.address, *client.groups)
+    texts = (client.identity.name, client.user_key, client.id, client.address, *client.groups)
     return any(wanted in text.casefold() for text in texts if text)
 
 
 def _named(client: Client) -> str:
-    name = _user_name(client)
+    name = client.identity.name
     return client.id if name is None else f"{client.id} ({name})"
 
 

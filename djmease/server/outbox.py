@@ -15,7 +15,7 @@ from django.utils.functional import Promise
 from djmease.messages import to_json
 from djmease.server.complaints import fields_of
 from djmease.server.forms import Forms, forms_of
-from djmease.server.protocol import BINARY, PING, TEXT, WebSocketProtocol, build_frame
+from djmease.server.protocol import BINARY, DEFLATED, HEADED, PING, TEXT, WebSocketProtocol, build_frame
 from djmease.server.tallies import AUTHOR, Author
 
 logger = logging.getLogger("djmease.server")
@@ -92,6 +92,7 @@ def _joined(runs: list[Run]) -> tuple[bytes, Forms | _FormsOfBurst | None]:
 
 
 _NO_RUN = Run(b"", [])
+_NO_FORMS = (b"", None, None)
 Step = Callable[[], object]
 """Something that a thread asks of the loop."""
 
@@ -115,7 +116,7 @@ class Outbox:
         """The run that ends what is collected; more may be written to it."""
         self.framed: tuple[Any, bool, bytes] = (object(), False, b"")
         """The message that was framed last, whether as binary, and its frame."""
-        self._formed: tuple[bytes, bytes | None, Forms | None] = (b"", None, None)
+        self._formed: tuple[bytes, bytes | None, Forms | None] = _NO_FORMS
         """The frame that was given its forms last, the header before it, and its forms."""
         self.deflating = 0
         """How many connections take compressed frames."""
@@ -158,6 +159,14 @@ class Outbox:
         forms = self._forms(frame, author) if self.deflating or self.heading else None
         self._collect(Run(frame, [connection], forms, author))
 
+    def take(self, form: int, difference: int) -> None:
+        """Count connections that take compressed frames, or headers; on the loop only."""
+        self.deflating += difference * bool(form & DEFLATED)
+        self.heading += difference * bool(form & HEADED)
+        # What was made for those who were there before may lack a form.
+        self._formed = _NO_FORMS
+        self.end_run()
+
     def end_run(self) -> None:
         """Let nothing more be written to the run that is open; whoever is just about to is rescued where it must be."""
         self.run = _NO_RUN
@@ -190,8 +199,10 @@ class Outbox:
         known, known_header, known_forms = self._formed
         if known is frame and known_header is header:
             return known_forms
-        made = forms_of(frame, header, deflating=self.deflating, heading=self.heading)
-        self._formed = (frame, header, made)
+        wanted = self.deflating, self.heading
+        made = forms_of(frame, header, deflating=wanted[0], heading=wanted[1])
+        if wanted == (self.deflating, self.heading):  # Else the loop has forgotten what was made before, meanwhile.
+            self._formed = (frame, header, made)
         return made
 
     def run_on_loop(self, function: Any, *arguments: Any) -> None:

@@ -27,6 +27,9 @@ logger = logging.getLogger("djmease.server")
 
 BEAT_INTERVAL = 2.0
 """Seconds after which this server says again that it lives, and looks who does not."""
+AUDIT_INTERVAL = 60.0
+"""Seconds after which Redis is asked what it knows of this server: what was sent on a connection that was given up may
+have arrived late."""
 ANSWER_TIMEOUT = 5.0
 """Seconds for connecting, authenticating, and the answer to one script."""
 MAX_BATCH = 200
@@ -87,7 +90,9 @@ class Members:
             return
         place = _place(client, group)
         with self._lock:
-            here = self._here[place]
+            here = self._here.get(place)
+            if here is None:
+                return
             here.connections -= 1
             if not here.connections:
                 del self._here[place]
@@ -188,6 +193,7 @@ class Presence(Members):
         self._epoch: object = None
         """The life of Redis that was told."""
         self._beat_at = 0.0
+        self._audited_at = 0.0
         self._bell = asyncio.Event()
 
     def _ring(self) -> None:
@@ -207,7 +213,8 @@ class Presence(Members):
                     await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                     backoff = min(MAX_BACKOFF, backoff * 2)
                 else:
-                    self.trouble, backoff = None, 0.05
+                    self._note(None)
+                    backoff = 0.05
         finally:
             await self._link.drop()
 
@@ -247,8 +254,9 @@ class Presence(Members):
         """Say that this server lives, compare with what Redis knows of it where that is not sure, and reap the dead."""
         epoch, was_dead, *dead = await self._run(roll.BEAT, self._server_id, self._dead_after)
         self._beat_at = self._loop.time() + self._interval
-        if is_new or was_dead:
+        if is_new or was_dead or self._loop.time() - self._audited_at > AUDIT_INTERVAL:
             await self._audit(epoch)
+            self._audited_at = self._loop.time()
         for server_id in dead:
             logger.info("the server %s has not been heard of, and is taken off the roll", server_id.decode())
             await self._reap(server_id, self._dead_after)
@@ -285,7 +293,16 @@ class Presence(Members):
         return taken
 
     async def _until_heard(self, places: Iterable[tuple[Place, Here]]) -> None:
-        """Wait until this server hears the groups, those too into which somebody new has come, who shall hear of it."""
+        """Wait until this server hears the groups where something has changed; it goes on living meanwhile."""
+        waiting = asyncio.create_task(self._hear(places))
+        try:
+            while not (await asyncio.wait([waiting], timeout=max(0.0, self._beat_at - self._loop.time())))[0]:
+                await self._beat()
+        finally:
+            waiting.cancel()
+
+    async def _hear(self, places: Iterable[tuple[Place, Here]]) -> None:
+        """Return when this server hears the groups, also those into which somebody new has come, who shall hear it."""
         await self._channels.until_connected()
         groups = {place[0] for place, here in places if here.connections and place not in self._told}
         await asyncio.gather(*(self._channels.expect(self._channels.of_group(group)) for group in groups))
@@ -313,10 +330,14 @@ class Presence(Members):
                 self._told.pop(place, None)
         return True
 
-    def _note(self, error: Exception) -> None:
-        """Say once what is wrong, until it is well again or something else is."""
-        before, self.trouble = self.trouble, self._explain(error)
-        if self.trouble != before:
+    def _note(self, error: Exception | None) -> None:
+        """Say once what is wrong, until something else is, and that it is well again."""
+        before, self.trouble = self.trouble, None if error is None else self._explain(error)
+        if self.trouble == before:
+            return
+        if self.trouble is None:
+            logger.warning("this server tells again who is in its groups")
+        else:
             logger.warning("this server cannot tell who is in its groups: %s", self.trouble)
 
 
@@ -345,4 +366,5 @@ def _place(client: Client, group: str) -> Place:
 
 
 def _described(client: Client) -> str:
-    return roll.describe(user=client.user, user_key=client.heard_as, client_id=client.id, info=client.presence_json)
+    name = client.identity.name
+    return roll.describe(name=name, user_key=client.heard_as, client_id=client.id, info=client.presence_json)

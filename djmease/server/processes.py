@@ -11,9 +11,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from django.apps import AppConfig, apps
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
 
 RELOAD_EXIT_CODE = 3
@@ -21,6 +24,8 @@ SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
 """Names the variable that tells a child the process id of its supervisor."""
 PARENT_INTERVAL = 1.0
 """Seconds between two looks of a child at whether its parent lives."""
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks for what the reloader does not see."""
 STOP_TIMEOUT = 15.0
 """Seconds that a child has to end before it is killed."""
 
@@ -46,15 +51,34 @@ def site_arguments(address: str) -> list[str]:
 
 
 def watch_code(on_change: Callable[[], None]) -> None:
-    """Call ``on_change`` from a daemon thread, once, when a file of the running code has changed."""
+    """Call ``on_change`` from a daemon thread, once, when a file of the running code has changed.
+
+    Django's reloader looks at what has been imported: that an app has got its first ``mease_registry`` it does not see.
+    """
+    once = threading.Lock()
+
+    def change() -> None:
+        if once.acquire(blocking=False):
+            on_change()
 
     def watch() -> None:
         try:
             get_reloader().run(threading.main_thread())
         except SystemExit:
-            on_change()
+            change()
 
-    threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
+    def look_for_registries() -> None:
+        while not any(map(_has_new_registry, apps.get_app_configs())):
+            time.sleep(LOOK_INTERVAL)
+        change()
+
+    for target in (watch, look_for_registries):
+        threading.Thread(target=target, name="djmease-reloader", daemon=True).start()
+
+
+def _has_new_registry(app: AppConfig) -> bool:
+    is_loaded = f"{app.name}.mease_registry" in sys.modules
+    return not is_loaded and (Path(app.path) / "mease_registry.py").exists()
 
 
 async def parent_has_gone() -> None:

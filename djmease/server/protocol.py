@@ -254,8 +254,7 @@ def _parse_close(payload: bytes) -> tuple[int | None, str]:
 class Outbox(Protocol):
     """What the protocol needs of ``server/outbox.py``."""
 
-    deflating: int
-    heading: int
+    def take(self, form: int, difference: int) -> None: ...
 
     def enqueue(self, connection: Any, frame: bytes) -> None: ...
 
@@ -358,13 +357,8 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._feed(early)
 
     def _take(self, form: int) -> None:
-        self._count_form(-1)
+        self._outbox.take(form, 1)
         self.takes |= form
-        self._count_form(1)
-
-    def _count_form(self, difference: int) -> None:
-        self._outbox.deflating += difference * bool(self.takes & DEFLATED)
-        self._outbox.heading += difference * bool(self.takes & HEADED)
 
     def _take_over(self, stream: IOStream) -> bytes:
         """Take the socket from Tornado's stream, and return what the client sent behind its handshake.
@@ -621,7 +615,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._timer.cancel()
             self._timer = None
         sock.close()
-        self._count_form(-1)
+        self._outbox.take(self.takes, -1)
         self.closing = True
         self._is_reading = False
         self.waiting.clear()

@@ -220,6 +220,16 @@ describe("coming back", () => {
     assert.deepEqual(delays, [0.5, 1, 2, 4, 8, 16, 20, 20, 20]);
   });
 
+  test("a server that restarts has longer waits, and attempts that are counted from one", async () => {
+    const world = new World();
+    const { events } = await world.connected();
+    world.socket.end(1012);
+    assert.deepEqual(events.at(-1), ["reconnecting", { code: 1012, reason: "", attempt: 1, delay: 2 }]);
+    await world.pass(2);
+    world.socket.end();
+    assert.deepEqual(events.at(-1), ["reconnecting", { code: 1006, reason: "", attempt: 2, delay: 4 }]);
+  });
+
   test("the wait is any share of its limit, down to none", async () => {
     for (const random of [0, 0.25, 0.999]) {
       const world = new World();
@@ -1084,6 +1094,7 @@ describe("tickets", () => {
       await settle();
       assert.equal(live.state, "refused");
       assert.deepEqual(events.map(([event, { code }]) => [event, code]), [["refused", 4401]]);
+      assert.equal(world.warnings.length, status === 403 ? 1 : 0, "a 403 may be that of the CSRF check");
       await world.pass(3600);
       assert.equal(world.sockets.length, 0);
     });

@@ -116,7 +116,8 @@
     #attempt = null;                    // the one under way; an older one sees that it is not, and gives up
     #attemptAt = 0;
     #notBefore = 0;
-    #failures = 0;
+    #failures = 0;                      // since a connection was good
+    #backoff = 0;                       // how often the longest delay has doubled
     #openedAt = 0;                      // 0 while it is not open
     #hasBeenOpen = false;
     #heardAt = 0;
@@ -355,9 +356,10 @@
     #reconnect(code, reason) {
       const now = Date.now();
       const wasOpen = this.#openedAt > 0;
-      if (wasOpen && now - this.#openedAt >= STABLE_AFTER) this.#failures = 0;
+      if (wasOpen && now - this.#openedAt >= STABLE_AFTER) this.#failures = this.#backoff = 0;
       const delay = this.#delay(code, now);
       this.#failures++;
+      this.#backoff++;
       this.#letGo();
       this.#state = "reconnecting";
       this.#wait(delay, () => this.#connect());
@@ -371,8 +373,8 @@
     #delay(code, now) {
       const isLater = LATER.includes(code);
       if (isLater) this.#notBefore = now + LATER_WAIT;
-      if (isLater || code === RESTARTS) this.#failures = Math.max(this.#failures, 2);
-      return Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures) + (isLater ? LATER_WAIT : 0);
+      if (isLater || code === RESTARTS) this.#backoff = Math.max(this.#backoff, 2);
+      return Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#backoff) + (isLater ? LATER_WAIT : 0);
     }
 
     #explain(reason) {
@@ -450,6 +452,8 @@
 
   async function askForTicket(url, csrfToken) {
     const answer = await fetch(url, { method: "POST", headers: { "X-CSRFToken": csrfToken } });
+    // Django's 403 may be one of its CSRF check too, of which nothing else would tell.
+    if (answer.status === 403) console.warn(`mease: no ticket, since ${url} answered 403: is its CSRF token known here?`);
     if (answer.status === 401 || answer.status === 403) return null;
     if (!answer.ok) throw new Error(`${url} answered ${answer.status}`);
     return (await answer.json()).ticket;
