@@ -98,7 +98,8 @@ django.setup()
 import djmease
 for line in sys.stdin.buffer:
     kind, routing, group, body = json.loads(line)
-    djmease.publish(routing, body.encode("latin-1") if kind == "bytes" else body, group=group)
+    whom = {} if group is None else {"group": group}
+    djmease.publish(routing, body.encode("latin-1") if kind == "bytes" else body, **whom)
 """
 TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
 PAD = "all of it, zuverlässig und der Reihe nach; " * 6000
