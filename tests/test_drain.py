@@ -199,7 +199,8 @@ def test_a_thousand_half_open_connections_harm_nobody_and_leave_nothing(
     half_open = [server.raw() for _ in range(1000)]
     for number, sock in enumerate(half_open):
         sock.sendall(HANDSHAKE[: number % len(HANDSHAKE)])
-    eventually(lambda: server.call(lambda: len(server.server._http._connections)) >= 900)
+    # On a busy machine the first have had their time when the last come.
+    eventually(lambda: server.call(lambda: len(server.server._http._connections)) >= 400)
     for number in range(100):
         steady.send(str(number))
         assert steady.recv(DEADLINE) == str(number)
@@ -229,7 +230,7 @@ def test_unfinished_handshakes_are_bounded_and_make_room_again(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     monkeypatch.setattr(http_module, "MAX_HANDSHAKES", 50)
-    settings.MEASE_HANDSHAKE_TIMEOUT = 1
+    settings.MEASE_HANDSHAKE_TIMEOUT = 3
     server = start_server()
     steady = server.connect()
     half_open = [server.raw() for _ in range(50)]
