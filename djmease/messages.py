@@ -80,6 +80,14 @@ def primary_key(user: Any) -> str:
     return str(key)
 
 
+def told_back(said: Any) -> str | None:
+    """Return a text of a client's as one that can be sent to it; ``None`` for what is no text.
+
+    JSON can spell half of a surrogate pair, which UTF-8 cannot encode (RFC 8259, section 8.2).
+    """
+    return said.encode(errors="replace").decode() if isinstance(said, str) else None
+
+
 def to_json(value: Any) -> str:
     """Encode as compact JSON, with Django's dates, decimals and UUIDs, and without NaN (RFC 8259, section 6)."""
     return _encode_json(value)

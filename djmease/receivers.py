@@ -29,7 +29,8 @@ def publish(client: Client, message: Any, *, routing: str, group: str | None = N
     if isinstance(target, str) and matches(group, target) and target in client.groups:
         publish_message(routing, message, group=target)
     else:
-        client.write_message({"type": "mease.refused", "reason": "not_in_group", "refused": kind, "group": target})
+        refusal = {"type": "mease.refused", "reason": "not_in_group"}
+        client.write_message({**refusal, "refused": messages.told_back(kind), "group": messages.told_back(target)})
 
 
 def _check_publish(*, routing: Any = None, group: Any = None) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ import pytest
 import djmease
 from djmease import loader
 from djmease.test import connect
+from tests.support import DEADLINE, LiveServer
+
+StartServer = Callable[[], LiveServer]
 
 
 def faults() -> list[str]:
@@ -86,6 +91,23 @@ def test_a_group_without_a_pattern_need_not_be_named(settings: Any) -> None:
     assert member.received == ["hi"]
     assert stranger.received[0]["reason"] == "not_in_group"
     assert stranger.received[0]["refused"] is None, "what it sent has no type"
+
+
+def test_what_cannot_be_encoded_is_told_back_as_far_as_it_can(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_ROUTES = {"chat": "djmease.senders.broadcast"}
+    settings.MEASE_RECEIVERS = [
+        {
+            "RECEIVER": "djmease.receivers.publish",
+            "ROUTING": "chat",
+            "GROUP": "room.*",
+            "JSON": True,
+            "LOGIN_REQUIRED": False,
+        }
+    ]
+    page = start_server().connect()
+    page.send('{"type": "\\ud800", "group": "\\udfff"}')
+    refusal = {"type": "mease.refused", "reason": "not_in_group", "refused": "?", "group": "?"}
+    assert json.loads(page.recv(DEADLINE)) == refusal
 
 
 @pytest.mark.parametrize(

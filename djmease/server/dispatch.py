@@ -24,7 +24,7 @@ from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 
 from djmease.identities import TURNED_AWAY, Identity, reread
-from djmease.messages import Message
+from djmease.messages import Message, told_back
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.reports import NO_SENDER
 from djmease.server.client import Client
@@ -564,8 +564,7 @@ class Dispatch:
         self.refused += 1
         self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
         if received.is_json:
-            kind = None if received.kind is None else received.kind.encode(errors="replace").decode()
-            client.write_message({"type": "mease.refused", "reason": reason, "refused": kind})
+            client.write_message({"type": "mease.refused", "reason": reason, "refused": told_back(received.kind)})
         return True
 
     def _reread(self, client: Client) -> None:
@@ -684,9 +683,7 @@ class Dispatch:
         """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
         if call.is_left_out:
             return
-        signs = isinstance(call, Sending) and call.signs
-        if isinstance(call, Sending) and signs:
-            self._sign(call)
+        author = self._sign(call) if isinstance(call, Sending) and call.signs else None
         if call.callback.binding.wants_clients:
             call.arguments["clients_list"] = call.select()
         started = time.monotonic()
@@ -698,7 +695,7 @@ class Dispatch:
                 raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
         except BaseException as error:
             self._report(call, error)
-        if signs:
+        if author is not None:
             self._clients.outbox.end_run()
         self._count(call, started)
 

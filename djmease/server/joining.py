@@ -103,7 +103,7 @@ class Joining:
 def _reply(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     reply: dict[str, Any] = {"type": kind}
     group, reference = fields.get("group"), fields.get("ref")
-    if isinstance(group, str) and is_valid_name(group):
+    if is_valid_name(group):
         reply["group"] = group
     if type(reference) is int and abs(reference) <= MAX_REFERENCE:
         reply["ref"] = reference

@@ -159,7 +159,7 @@ class Outbox:
         forms = self._forms(frame, author) if self.deflating or self.heading else None
         self._collect(Run(frame, [connection], forms, author))
 
-    def take(self, form: int, difference: int) -> None:
+    def count_form(self, form: int, difference: int) -> None:
         """Count connections that take compressed frames, or headers; on the loop only."""
         self.deflating += difference * bool(form & DEFLATED)
         self.heading += difference * bool(form & HEADED)

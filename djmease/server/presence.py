@@ -298,6 +298,7 @@ class Presence(Members):
         try:
             while not (await asyncio.wait([waiting], timeout=max(0.0, self._beat_at - self._loop.time())))[0]:
                 await self._beat()
+            waiting.result()
         finally:
             waiting.cancel()
 

@@ -254,7 +254,7 @@ def _parse_close(payload: bytes) -> tuple[int | None, str]:
 class Outbox(Protocol):
     """What the protocol needs of ``server/outbox.py``."""
 
-    def take(self, form: int, difference: int) -> None: ...
+    def count_form(self, form: int, difference: int) -> None: ...
 
     def enqueue(self, connection: Any, frame: bytes) -> None: ...
 
@@ -357,7 +357,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._feed(early)
 
     def _take(self, form: int) -> None:
-        self._outbox.take(form, 1)
+        self._outbox.count_form(form, 1)
         self.takes |= form
 
     def _take_over(self, stream: IOStream) -> bytes:
@@ -615,7 +615,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._timer.cancel()
             self._timer = None
         sock.close()
-        self._outbox.take(self.takes, -1)
+        self._outbox.count_form(self.takes, -1)
         self.closing = True
         self._is_reading = False
         self.waiting.clear()

@@ -290,7 +290,7 @@ class Server:
     def _on_gap(self, seconds: float) -> None:
         """Let clients that take headers know that something may have been missed, which they can ask for."""
         frame = header_frame({"type": "gap", "seconds": round(seconds, 1)})
-        for client in self._limits.clients.values():
+        for client in tuple(self._limits.clients.values()):
             if client.takes_headers and client.ws_connection is not None:
                 self._outbox.write(client.ws_connection, frame)
 
