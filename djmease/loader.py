@@ -532,6 +532,10 @@ def _test_of(source: str, test: Any, faults: list[Fault]) -> Callable[..., Any] 
             )
         )
         return None
+    if test is not None and is_async_callable(test):
+        message = f"{source}: the option 'user_passes_test', {path_of(test)}, is an async def: each coroutine is a yes."
+        faults.append(Fault(id="djmease.E011", message=message, hint="Declare it with def; it may use the ORM."))
+        return None
     return test  # type: ignore[no-any-return]
 
 

@@ -85,15 +85,25 @@ class Rule:
     def refusal(self, user: Any, **more: Any) -> str | None:
         """Return which of them a user (``None`` where the site has none) does not meet, or ``None``; it may query.
 
-        The test is given what is ``more``.
+        The test is given what is ``more``. Raises ``TypeError`` where it only promises an answer, which would pass for
+        a yes.
         """
         if self.login_required and not (user is not None and user.is_authenticated):
             return "login_required"
         if self.permissions and not (user is not None and user.has_perms(self.permissions)):
             return "permission_required"
-        if self.test is not None and not self.test(user, **more):
+        if self.test is not None and not _answer(self.test, self.test(user, **more)):
             return "user_passes_test"
         return None
+
+
+def _answer(test: Callable[..., Any], answer: Any) -> Any:
+    """Return what a test answered. Raises ``TypeError`` for what is still to be awaited or iterated, which is true."""
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(f"{path_of(test)} returned {answer!r}, and no answer: a user_passes_test returns True or False")
+    return answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ not_callable = "text"
 
 def misspelt(client: Any, mesage: Any) -> None: ...
 def receive(client: Any, message: Any) -> None: ...
+async def ask(user: Any) -> bool: ...
 
 
 def found(deploy: bool = False) -> list[str]:
@@ -61,6 +62,12 @@ def found(deploy: bool = False) -> list[str]:
         ("RECEIVERS", [None], ["djmease.E001", "MEASE_RECEIVERS[0] is None"]),
         ("RECEIVERS", [{"TYPE": "x"}], ["djmease.E003", "MEASE_RECEIVERS[0] has no 'RECEIVER'"]),
         ("RECEIVERS", ["tests.test_checks.misspelt"], ["djmease.E006", "did you mean 'message'?"]),
+        (
+            "RECEIVERS",
+            [{"RECEIVER": "tests.test_checks.receive", "USER_PASSES_TEST": "tests.test_checks.ask"}],
+            ["djmease.E011", "MEASE_RECEIVERS[0]", "tests.test_checks.ask, is an async def", "Declare it with def"],
+        ),
+        ("GROUPS", {"a": {"USER_PASSES_TEST": ask}}, ["djmease.E011", "MEASE_GROUPS['a']", "is an async def"]),
         ("OPENERS", ["tests.test_checks.receive"], ["djmease.E006", "MEASE_OPENERS[0]", "'message'"]),
         ("CLOSERS", {"a": 1}, ["djmease.E001", "MEASE_CLOSERS"]),
         ("PORT", "8001", ["djmease.E008", "MEASE_PORT is '8001'", "65535"]),
