@@ -273,20 +273,20 @@ def ticket_prefix() -> str:
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
     check_url(url)
-    ours = _options(Retry(NoBackoff(), 0))
-    if home is not None:
-        ours["redis_connect_func"] = functools.partial(_greet_embedded, home)
+    ours = {**_options(Retry(NoBackoff(), 0)), "redis_connect_func": functools.partial(_greet, home)}
     return ConnectionPool.from_url(url, **{**ours, **options})
 
 
-def _greet_embedded(home: Path, connection: Any) -> None:
-    """Begin a connection to the embedded Valkey, once it is sure that nobody but this user can have put it there."""
+def _greet(home: Path | None, connection: Any) -> None:
+    """Begin a connection; to an embedded Valkey once it is sure that nobody but this user can have put it there."""
     try:
-        check_private(home)
+        if home is not None:
+            check_private(home)
+        connection.on_connect()
     except BaseException:
+        # Redis-py does it for errors of its own alone, and the pool hands out what a time limit left half made.
         connection.disconnect()
         raise
-    connection.on_connect()
 
 
 def _options(retry: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from redis.credentials import CredentialProvider
 
 from djmease import connections, embedded
 from djmease.embedded import EmbeddedValkey
@@ -209,6 +210,30 @@ def test_a_publisher_of_the_embedded_valkey_looks_at_the_directory_before_it_spe
         peer, _ = listening.accept()
         with peer:
             assert peer.recv(100) == b"", "closed, and nothing was said"
+
+
+class Forgetful(CredentialProvider):
+    """Is interrupted the first time, as by the time limit of a task."""
+
+    asked = 0
+
+    def get_credentials(self) -> tuple[str, str]:
+        self.asked += 1
+        if self.asked == 1:
+            raise KeyboardInterrupt
+        return ("default", "any")
+
+
+def test_a_connection_that_was_interrupted_half_made_is_made_anew(redis: str, settings: Any) -> None:
+    provider = Forgetful()
+    settings.MEASE_REDIS_OPTIONS = {"credential_provider": provider}
+    pool = connections.publisher_pool()
+    with pytest.raises(KeyboardInterrupt):
+        pool.get_connection()
+    connection = pool.get_connection()
+    assert provider.asked == 2, "it has said who it is"
+    pool.release(connection)
+    pool.disconnect()
 
 
 # The listener's connection
