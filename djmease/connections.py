@@ -36,6 +36,8 @@ CONNECT_TIMEOUT = 0.5
 """Seconds for one attempt to connect."""
 RESPONSE_TIMEOUT = 1.0
 """Seconds for the answer to one command."""
+MAX_CONNECTIONS = 2**31
+"""Of a process that publishes, which has one for each thread that does at once; redis-py allows 100."""
 
 COMMANDS = (
     "+publish +subscribe +psubscribe +set +hset +hmget +expire +pexpire +del +zadd +zrem +zremrangebyscore +zrange "
@@ -219,6 +221,11 @@ def _absent(told: str) -> str:
             f"it does not speak as a Redis ({told}): use rediss:// in MEASE_REDIS_URL if it wants TLS, or set another "
             "host and port"
         )
+    if told == "Too many connections":
+        return (
+            f"this process has as many connections to it as it may, and all are in use ({told}): raise max_connections "
+            "in MEASE_REDIS_URL or MEASE_REDIS_OPTIONS"
+        )
     if "max number of clients" in told:
         return f"it takes no more connections ({told}): raise its maxclients, or close some"
     if any(sign in told.lower() for sign in ("closed by server", "reset by peer", "connection lost", "broken pipe")):
@@ -273,7 +280,11 @@ def ticket_prefix() -> str:
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
     check_url(url)
-    ours = {**_options(Retry(NoBackoff(), 0)), "redis_connect_func": functools.partial(_greet, home)}
+    ours = {
+        **_options(Retry(NoBackoff(), 0)),
+        "redis_connect_func": functools.partial(_greet, home),
+        "max_connections": MAX_CONNECTIONS,
+    }
     return ConnectionPool.from_url(url, **{**ours, **options})
 
 

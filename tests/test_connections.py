@@ -14,6 +14,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from redis.credentials import CredentialProvider
 
+import djmease
 from djmease import connections, embedded
 from djmease.embedded import EmbeddedValkey
 from tests.support import ROOT, eventually
@@ -233,6 +234,22 @@ def test_a_connection_that_was_interrupted_half_made_is_made_anew(redis: str, se
     connection = pool.get_connection()
     assert provider.asked == 2, "it has said who it is"
     pool.release(connection)
+    pool.disconnect()
+
+
+def test_each_of_many_threads_has_a_connection_unless_the_site_says_how_many(redis: str, settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    pool = connections.publisher_pool()
+    for connection in [pool.get_connection() for _ in range(101)]:
+        pool.release(connection)
+    pool.disconnect()
+    settings.MEASE_REDIS_OPTIONS = {"max_connections": 1}
+    pool = connections.publisher_pool()
+    connection = pool.get_connection()
+    with pytest.raises(djmease.PublishError, match=r"all are in use .*: raise max_connections"):
+        djmease.publish("news", "x")
+    pool.release(connection)
+    djmease.publish("news", "x")
     pool.disconnect()
 
 
