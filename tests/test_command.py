@@ -144,6 +144,17 @@ def test_a_port_in_use_is_one_sentence(project: Project) -> None:
     assert not (project.runtime / "valkey.sock").exists(), "the embedded Valkey ends with it"
 
 
+@pytest.mark.parametrize(
+    ("host", "told"), [("no.such.invalid", ""), ("192.0.2.1", "Cannot assign requested address"), ("\udc80", "idna")]
+)
+def test_an_address_of_no_machine_or_of_another_is_one_sentence(project: Project, host: str, told: str) -> None:
+    project.settings(f"MEASE_HOST = {host!r}")
+    error = failure(project.start("run_websocket_server"))
+    assert "The server cannot listen on" in error and told in error
+    assert "Unknown error" not in error
+    assert "set MEASE_HOST, or what is named instead, to an address of this machine" in error
+
+
 def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(project: Project) -> None:
     path = project.runtime.parent / "mease.sock"
     project.registry(ECHO)

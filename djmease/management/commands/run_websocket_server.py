@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -222,11 +223,19 @@ def _bind(options: dict[str, Any]) -> list[socket.socket]:
     host, port = _parse_address(options["address"])
     try:
         return bind_sockets(port, host, backlog=BACKLOG)
-    except OSError as error:
-        raise CommandError(
-            f"The server cannot listen on {host}:{port} ({os.strerror(error.errno) if error.errno else error}): "
-            "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        told, cure = _no_listening(error)
+        raise CommandError(f"The server cannot listen on {host}:{port} ({told}): {cure}") from error
+
+
+def _no_listening(error: Exception) -> tuple[str, str]:
+    """Return what keeps the server from listening, and the cure."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+    if number not in (None, errno.EADDRNOTAVAIL):
+        cure = "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
+    else:
+        cure = "set MEASE_HOST, or what is named instead, to an address of this machine, as 127.0.0.1, or to 0.0.0.0"
+    return os.strerror(number) if number else getattr(error, "strerror", None) or str(error), cure
 
 
 def _parse_address(text: str | None) -> tuple[str, int]:
