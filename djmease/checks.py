@@ -141,7 +141,7 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_REDIS_URL", _optional(_is_text), "a URL, 'embedded://', or None"),
     ("MEASE_REDIS_OPTIONS", lambda value: isinstance(value, dict), "a dict of arguments for redis-py's connections"),
     ("MEASE_KEY_PREFIX", _is_key_prefix, "a string without spaces, for example 'mysite'"),
-    ("MEASE_EMBEDDED_DIR", _optional(_is_text), "the path of a directory as a string, or None"),
+    ("MEASE_EMBEDDED_DIR", _optional(embedded.is_place), f"{embedded.PLACE}, or None"),
     ("MEASE_HOST", _is_text, "the address to listen on as a string, for example '127.0.0.1'"),
     ("MEASE_PORT", _is_integer(0, 65535), "a port, from 0 (any free one) to 65535"),
     (

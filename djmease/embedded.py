@@ -37,13 +37,29 @@ START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
 _MAX_SOCKET_PATH = 103
+PLACE = "the absolute path of a directory as a string"
+"""What ``MEASE_EMBEDDED_DIR`` should be, in words."""
 
 
 def directory() -> Path:
-    """Return the directory of this project's embedded Valkey: the same for each of its processes and this user."""
-    return _directory(
-        settings.MEASE_EMBEDDED_DIR, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None)
-    )
+    """Return the directory of this project's embedded Valkey: the same for each of its processes and this user.
+
+    Raises ``ImproperlyConfigured`` where ``MEASE_EMBEDDED_DIR`` names none.
+    """
+    configured = settings.MEASE_EMBEDDED_DIR
+    if configured is not None and not is_place(configured):
+        raise ImproperlyConfigured(f"MEASE_EMBEDDED_DIR is {configured!r}: it should be {PLACE}, or None.")
+    return _directory(configured, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None))
+
+
+def is_place(value: object) -> bool:
+    """Tell whether a value of ``MEASE_EMBEDDED_DIR`` may be a directory, the same wherever a process runs."""
+    if not isinstance(value, str) or not os.path.isabs(value) or "\0" in value:
+        return False
+    try:
+        return bool(os.fsencode(value))
+    except UnicodeEncodeError:
+        return False
 
 
 def socket_path(home: Path) -> Path:
@@ -62,7 +78,8 @@ def _directory(configured: str | None, base: str | Path | None, settings_module:
 def _place_of_settings(settings_module: str | None) -> Path:
     """Return what tells a project without a ``BASE_DIR`` from another: where its settings are, else where it runs."""
     module = sys.modules.get(settings_module or "")
-    return Path(module.__file__).parent if module and module.__file__ else Path.cwd()
+    file = getattr(module, "__file__", None)
+    return Path(file).parent if file else Path.cwd()
 
 
 def _runtime_directory() -> Path:

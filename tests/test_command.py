@@ -205,6 +205,8 @@ def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
         ("MEASE_PORT = 'x'", ["MEASE_PORT is 'x'", "E008"]),
         ("MEASE_REDIS_URL = None", ["MEASE_REDIS_URL is not set", "embedded://"]),
         ("MEASE_EMBEDDED_DIR = '/proc/nowhere'", ["MEASE_EMBEDDED_DIR"]),
+        ("MEASE_EMBEDDED_DIR = ['/tmp']", ["MEASE_EMBEDDED_DIR is ['/tmp']", "absolute path"]),
+        ("MEASE_EMBEDDED_DIR = 'valkey'", ["MEASE_EMBEDDED_DIR is 'valkey'", "absolute path"]),
     ],
 )
 def test_a_bad_setting_is_one_sentence(project: Project, settings: str, words: list[str]) -> None:
