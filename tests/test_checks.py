@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,25 @@ not_callable = "text"
 def misspelt(client: Any, mesage: Any) -> None: ...
 def receive(client: Any, message: Any) -> None: ...
 async def ask(user: Any) -> bool: ...
+
+
+def generate(message: Any) -> Iterator[Any]:
+    yield message
+
+
+class Generates:
+    async def __call__(self, message: Any) -> AsyncIterator[Any]:
+        yield message
+
+
+generates = Generates()
+
+
+def __getattr__(name: str) -> Any:
+    """As of a module that makes things when they are asked for."""
+    if name == "lazy":
+        raise RuntimeError("it cannot be made")
+    raise AttributeError(name)
 
 
 def found(deploy: bool = False) -> list[str]:
@@ -53,6 +73,9 @@ def found(deploy: bool = False) -> list[str]:
         ("ROUTES", {"news": {"SENDERS": BROADCAST, 1: 1}}, ["djmease.E003", "unknown option 1"]),
         ("ROUTES", {"news": []}, ["djmease.E004", "MEASE_ROUTES['news'] has no sender"]),
         ("ROUTES", {"news": "tests.test_checks.not_callable"}, ["djmease.E005", "'text', which cannot be called"]),
+        ("ROUTES", {"news": "tests.test_checks.lazy"}, ["djmease.E002", "'lazy'", "RuntimeError('it cannot be made')"]),
+        ("ROUTES", {"news": "tests.test_checks.generate"}, ["djmease.E005", "is a generator", "Take the yield out"]),
+        ("ROUTES", {"news": "tests.test_checks.generates"}, ["djmease.E005", "MEASE_ROUTES['news']", "is a generator"]),
         ("ROUTES", {"news": "tests.test_checks.misspelt"}, ["djmease.E006", "misspelt cannot be called", "exactly 3"]),
         ("ROUTES", {"the news": BROADCAST}, ["djmease.E007", "the routing 'the news' can match nothing", "1 to 200"]),
         ("ROUTES", {"a b*": None}, ["djmease.E007", "the pattern 'a b*' can match nothing"]),

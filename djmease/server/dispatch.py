@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 import math
 import threading
@@ -17,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, Token
 from dataclasses import dataclass
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -285,6 +285,16 @@ class Lane:
             if time.monotonic() >= deadline:
                 break
         tidy_connections()
+
+
+_UNRUN = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+
+def _refuse_unrun(path: str, result: object) -> None:
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError(f"{path} is a def and returned a coroutine: declare it with async def")
+    raise TypeError(f"{path} returned {result!r}, of which nothing has run: loop, and yield nothing")
 
 
 _NO_ENTRIES: deque[Call | Step] = deque(maxlen=0)
@@ -690,9 +700,8 @@ class Dispatch:
         self._running[call] = (started, threading.get_ident())
         try:
             result = call.callback(call.arguments)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
+            if isinstance(result, _UNRUN):
+                _refuse_unrun(call.callback.path, result)
         except BaseException as error:
             self._report(call, error)
         if author is not None:
