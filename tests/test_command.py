@@ -174,6 +174,57 @@ def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(pro
     assert "cannot listen on" in failure(missing)
 
 
+def quiet(project: Project, output: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start ``manage.py`` where what it says comes to nobody: its output is closed, a full disk, or not read."""
+    left, right = os.pipe()
+    os.close(left)
+    command = ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "manage.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "site_settings"}
+    try:
+        return subprocess.Popen(command, cwd=project.home, env=environment, stdout=right, stderr=subprocess.PIPE)
+    finally:
+        os.close(right)
+
+
+@pytest.mark.parametrize("output", [">&-", ">/dev/full", ""])
+def test_a_server_serves_where_nobody_reads_what_it_says(project: Project, output: str) -> None:
+    path = project.runtime.parent / "mease.sock"
+    project.registry(ECHO)
+    process = quiet(project, output, "run_websocket_server", "--unix", str(path))
+    try:
+        eventually(path.exists, "the socket")
+        with unix_connect(str(path), "ws://127.0.0.1/") as client:
+            client.send("hi")
+            assert client.recv(5) == "hi"
+    finally:
+        process.terminate()
+        error = process.communicate(timeout=DEADLINE)[1].decode()
+    assert "Traceback" not in error
+    assert ("cannot be written: [Errno 28] No space left" in error) is (output == ">/dev/full")
+
+
+@pytest.mark.parametrize("output", [">&-", ""])
+def test_a_command_whose_output_nobody_reads_says_nothing_of_it(project: Project, output: str) -> None:
+    process = quiet(project, output, "mease_routes")
+    assert process.communicate(timeout=DEADLINE)[1] == b""
+    assert process.returncode == (0 if output else 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--unix", ""], "--unix names no path"),
+        (["--fd", "-1"], "--fd -1 is not an open socket"),
+        (["--certificate", ""], " cannot be read"),
+        (["--key", ""], "--key goes with --certificate"),
+    ],
+)
+def test_an_empty_variable_of_the_shell_is_not_what_was_meant(
+    project: Project, arguments: list[str], told: str
+) -> None:
+    assert told in failure(project.start("run_websocket_server", *arguments))
+
+
 def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.set_inheritable(listening.fileno(), True)

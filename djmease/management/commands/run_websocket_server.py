@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from tornado.netutil import bind_sockets, bind_unix_socket
 
 from djmease import checks, connections, embedded, loader
+from djmease.management.terminal import let_go_of_output, open_output
 from djmease.registry import Registry
 from djmease.server.banner import banner
 from djmease.server.factory import addresses, make_server
@@ -74,6 +75,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        open_output(self)
         _configure_logging(verbose=options["verbosity"] >= 2 or settings.DEBUG)
         try:
             exit_code = self._run(options)
@@ -117,8 +119,14 @@ class Command(BaseCommand):
         ).run()
 
     def _write(self, text: str) -> None:
-        self.stdout.write(text, ending="")
-        self.stdout.flush()
+        """Tell something; a server goes on where nobody reads it, or the disk is full."""
+        try:
+            self.stdout.write(text, ending="")
+            self.stdout.flush()
+        except BrokenPipeError:
+            let_go_of_output()
+        except OSError as error:
+            logger.warning("what the server says cannot be written: %s", error)
 
     async def _serve(
         self,
@@ -192,11 +200,11 @@ def _load_registry() -> Registry:
 
 
 def _ssl_context(options: dict[str, Any]) -> TLSContext | None:
-    if not options["certificate"]:
-        if options["key"]:
+    if options["certificate"] is None:
+        if options["key"] is not None:
             raise CommandError("--key goes with --certificate: name the certificate's file too.")
         return None
-    if options["unix"]:
+    if options["unix"] is not None:
         raise CommandError(
             "--certificate does not go with --unix: who connects there is on this machine; leave one out."
         )
@@ -218,7 +226,7 @@ def _renew_certificate(context: TLSContext, options: dict[str, Any]) -> None:
 def _bind(options: dict[str, Any]) -> list[socket.socket]:
     if options["fd"] is not None:
         return [_inherited(options["fd"])]
-    if options["unix"]:
+    if options["unix"] is not None:
         return [_bind_unix(options["unix"])]
     host, port = _parse_address(options["address"])
     try:
@@ -251,6 +259,8 @@ def _parse_address(text: str | None) -> tuple[str, int]:
 
 def _bind_unix(path: str) -> socket.socket:
     """Listen on a Unix socket; one that a dead server has left is replaced, one that answers is in use."""
+    if not path:
+        raise CommandError("--unix names no path: say one, as /run/shop/websocket.sock, or leave it out.")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
@@ -270,7 +280,7 @@ def _inherited(number: int) -> socket.socket:
     try:
         inherited = socket.socket(fileno=number)
         inherited.setblocking(False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CommandError(f"--fd {number} is not an open socket: {error}") from error
     return inherited
 
