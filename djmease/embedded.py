@@ -34,6 +34,8 @@ from redis.retry import Retry
 EMBEDDED_URL = "embedded://"
 RESPONSE_TIMEOUT = 2.0
 START_TIMEOUT = 10.0
+INTERRUPTED_TIMEOUT = 2.0
+"""Seconds for which a start that is interrupted waits for what it has begun."""
 STOP_TIMEOUT = 5.0
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
 _MAX_SOCKET_PATH = 103
@@ -219,6 +221,16 @@ class EmbeddedValkey:
     def _start(self) -> None:
         self.socket.unlink(missing_ok=True)
         binary, log = find_binary(), self.home / "valkey.log"
+        try:
+            self._run(binary, log)
+        except (KeyboardInterrupt, SystemExit):
+            # It begins to listen yet, and only then can be found and stopped.
+            deadline = time.monotonic() + INTERRUPTED_TIMEOUT
+            while not self._answers() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise
+
+    def _run(self, binary: str, log: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         # It puts itself into a session of its own, so that it is nobody's child and no terminal's signal reaches it.
         code = subprocess.run([binary, *self._arguments(log)], stdin=subprocess.DEVNULL, check=False).returncode

@@ -94,7 +94,7 @@ def test_a_server_without_callbacks_says_so_and_masks_the_password(project: Proj
     assert "none: MEASE_ROUTES is empty, and no mease_registry has a sender" in server.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_signal_ends_it_cleanly(project: Project, number: signal.Signals, debug: bool) -> None:
     project.registry(ECHO)
@@ -122,6 +122,20 @@ def test_it_publishes_from_the_shell_of_another_process(project: Project) -> Non
         assert client.recv(5) == "Hello world !"
     message_id = done.out.split()[-1]
     server.wait_for(f"echo {message_id}: app.mease_registry.show, 1 clients, ")
+
+
+def test_a_server_of_nohup_outlives_its_terminal(project: Project) -> None:
+    project.registry(ECHO)
+    server = Process(
+        ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable, "manage.py", "run_websocket_server"],
+        project.home,
+        {},
+    )
+    project.processes.append(server)
+    with connect(url(server.port())) as client:
+        server.send_signal(signal.SIGHUP)
+        client.send("hi")
+        assert client.recv(5) == "hi"
 
 
 @pytest.mark.parametrize("address", ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"])

@@ -140,6 +140,25 @@ def test_one_that_does_not_answer_is_killed_in_the_end(short_directory: Path, mo
     eventually(lambda: not is_alive(pid))
 
 
+def test_one_whose_start_is_interrupted_is_stopped_all_the_same(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = short_directory / "slow-server"
+    slow.write_text(f'#!/bin/sh\n(sleep 0.5; exec {embedded.find_binary()} "$@") &\n')
+    slow.chmod(0o700)
+    monkeypatch.setattr(embedded, "find_binary", lambda: str(slow))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    valkey = EmbeddedValkey(short_directory)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            valkey.acquire()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        valkey.release()
+    assert "ready to exit" in (short_directory / "valkey.log").read_text()
+
+
 @pytest.mark.parametrize("turn", range(5))
 def test_servers_that_start_in_the_same_moment_end_up_with_one(short_directory: Path, turn: int) -> None:
     with ThreadPoolExecutor(4) as pool:

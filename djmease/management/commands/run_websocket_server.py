@@ -30,6 +30,7 @@ from djmease.server.factory import addresses, make_server
 from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
+    ending_signals,
     is_child,
     parent_has_gone,
     server_arguments,
@@ -87,8 +88,9 @@ class Command(BaseCommand):
     def _run(self, options: dict[str, Any]) -> int:
         may_reload = settings.DEBUG and not options["noreload"]
         ssl_context = _ssl_context(options)
-        # Until the event loop takes the signal over: what has been started ends with us.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # Until the event loop takes the signals over: what has been started ends with us.
+        for number in ending_signals():
+            signal.signal(number, lambda *_: sys.exit(0))
         with ExitStack() as stack:
             revive = self._share_embedded(stack)
             if (may_reload or options["with_site"]) and not is_child():
@@ -151,7 +153,7 @@ class Command(BaseCommand):
         def on_change() -> None:
             loop.call_soon_threadsafe(stop_to_reload)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, server.drain)
         if ssl_context is not None:
             loop.add_signal_handler(signal.SIGHUP, _renew_certificate, ssl_context, options)
