@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -47,6 +48,9 @@ COMMANDS = (
 """What the user of an ACL needs: for messages, for tickets (``SET``), for reports (up to ``BLPOP``), for presence."""
 
 _pools: dict[tuple[str, str], ConnectionPool] = {}
+# A pool sees by itself that it is in another process, and then waits for ever for a lock if a thread had it in the moment
+# of the fork, which is not there.
+os.register_at_fork(after_in_child=_pools.clear)
 
 
 def redis_url() -> str:

@@ -303,20 +303,35 @@ def test_the_listener_of_the_embedded_valkey_goes_to_its_socket(settings: Any, s
 
 
 FORK = """
-import os, sys, django
+import os, signal, sys, threading, django
 from django.conf import settings
 settings.configure(INSTALLED_APPS=["djmease"], MEASE_REDIS_URL=sys.argv[1],
     MEASE_ROUTES={"news": "djmease.senders.broadcast"})
 django.setup()
 import djmease
+from djmease import connections
 djmease.publish("news", "parent")
 children = []
 for index in range(3):
+    lock = connections.publisher_pool()._lock
+    taken, given_back = threading.Event(), threading.Event()
+
+    def publish():  # As far as it takes the lock, and that thread is not in the child.
+        with lock:
+            taken.set()
+            given_back.wait()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    taken.wait()
     child = os.fork()
     if child == 0:
+        signal.alarm(10)
         djmease.publish("news", f"child {index}")
         os._exit(0)
     children.append(child)
+    given_back.set()
+    thread.join()
 djmease.publish("news", "parent again")
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
