@@ -240,13 +240,18 @@ def _login_faults() -> Iterator[Fault]:
 
 def _redis_faults() -> Iterator[Fault]:
     url = settings.MEASE_REDIS_URL
-    if _is_text(url) and url != embedded.EMBEDDED_URL:
+    if not isinstance(settings.MEASE_REDIS_OPTIONS, dict):
+        return  # Which is said already.
+    if url is None or _is_text(url):
         try:
-            connections.check_url(url)
+            # The embedded Valkey takes what a socket does.
+            connections.check_url("unix:///" if url in (None, embedded.EMBEDDED_URL) else url)
         except ImproperlyConfigured as error:
-            yield Fault(id="djmease.E009", message=str(error), hint=_REDIS_HINT)
+            is_url = str(error).startswith("MEASE_REDIS_URL")
+            yield Fault(id="djmease.E009", message=str(error), hint=_REDIS_HINT if is_url else _OPTIONS_HINT)
 
 
+_OPTIONS_HINT = "They are arguments of redis-py's connections, for example {'ssl_ca_certs': '/etc/ssl/redis.pem'}."
 _REDIS_HINT = "For example MEASE_REDIS_URL = 'redis://localhost:6379/0', 'unix:///run/redis.sock' or 'embedded://'."
 
 

@@ -48,8 +48,8 @@ COMMANDS = (
 """What the user of an ACL needs: for messages, for tickets (``SET``), for reports (up to ``BLPOP``), for presence."""
 
 _pools: dict[tuple[str, str], ConnectionPool] = {}
-# A pool sees by itself that it is in another process, and then waits for ever for a lock if a thread had it in the moment
-# of the fork, which is not there.
+# A pool sees by itself that it is in another process, and then waits for its lock: for ever, if a thread had it in the
+# moment of the fork.
 os.register_at_fork(after_in_child=_pools.clear)
 
 
@@ -87,15 +87,27 @@ def _url_of_socket(home: Path) -> str:
 
 def check_url(url: str) -> None:
     """Raise ``ImproperlyConfigured`` with the reason for which redis-py does not take the URL, its password masked."""
+    options = settings.MEASE_REDIS_OPTIONS
+    reason = _refusal(url, options)
+    if reason is None:
+        return
+    if options and _refusal(url, {}) is None:
+        # Their values may be passwords.
+        raise ImproperlyConfigured(
+            f"MEASE_REDIS_OPTIONS has {', '.join(map(repr, options))}, which redis-py does not take: {reason}"
+        )
+    raise ImproperlyConfigured(f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {reason}")
+
+
+def _refusal(url: str, options: dict[str, Any]) -> str | None:
+    """Return why redis-py does not take a URL with these options, ``None`` where it does."""
     try:
         # A connection that is made is not connected; only then does redis-py look at all the options.
-        ConnectionPool.from_url(url, **settings.MEASE_REDIS_OPTIONS).make_connection()
+        ConnectionPool.from_url(url, **options).make_connection()
     except (ValueError, TypeError, AttributeError) as error:
         # Where a password is not escaped, its beginning may stand as the port.
-        reason = str(error).partition(" as '")[0]
-        raise ImproperlyConfigured(
-            f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {reason}"
-        ) from None
+        return str(error).partition(" as '")[0]
+    return None
 
 
 def masked(url: str) -> str:

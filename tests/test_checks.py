@@ -125,6 +125,12 @@ def found(deploy: bool = False) -> list[str]:
         ("ALLOWED_ORIGINS", ["a.example"], ["djmease.E008", "MEASE_ALLOWED_ORIGINS[0] is 'a.example'", "a scheme"]),
         ("ALLOWED_ORIGINS", [7], ["djmease.E008", "MEASE_ALLOWED_ORIGINS[0] is 7"]),
         ("ALLOWED_ORIGINS", ["https://[x"], ["djmease.E008", "'https://[x'"]),
+        (
+            "REDIS_OPTIONS",
+            {"sockt_timeout": "s3cr3t"},
+            ["djmease.E009", "MEASE_REDIS_OPTIONS has 'sockt_timeout'", "arguments of redis-py"],
+        ),
+        ("REDIS_OPTIONS", {1: 2}, ["djmease.E009", "MEASE_REDIS_OPTIONS has 1", "keywords must be strings"]),
         ("REDIS_URL", "http://x:secret@y", ["djmease.E009", "'http://x:***@y'", "redis://localhost:6379/0"]),
     ],
 )

@@ -147,9 +147,12 @@ def test_an_unknown_argument_in_the_url_or_the_options_is_found_before_it_hurts(
     """redis-py looks at them only when it makes the first connection."""
     with pytest.raises(ImproperlyConfigured, match="sockt_timeout"):
         connections.check_url("redis://h?sockt_timeout=1")
-    settings.MEASE_REDIS_OPTIONS = {"sockt_timeout": 1}
-    with pytest.raises(ImproperlyConfigured, match="sockt_timeout"):
+    settings.MEASE_REDIS_OPTIONS = {"sockt_timeout": SECRET}
+    with pytest.raises(ImproperlyConfigured, match="MEASE_REDIS_OPTIONS has 'sockt_timeout'") as caught:
         connections.check_url("redis://h")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ImproperlyConfigured, match="MEASE_REDIS_URL is 'http://h'"):
+        connections.check_url("http://h")
 
 
 # The pool of publishers
