@@ -96,6 +96,11 @@ class Rule:
             return "user_passes_test"
         return None
 
+    @property
+    def strictest(self) -> str:
+        """What is asked last: that is not met where asking fails."""
+        return "user_passes_test" if self.test else "permission_required" if self.permissions else "login_required"
+
 
 def _answer(test: Callable[..., Any], answer: Any) -> Any:
     """Return what a test answered. Raises ``TypeError`` for what is still to be awaited or iterated, which is true."""

@@ -22,6 +22,7 @@ import djmease
 from djmease import loader
 from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, new_id
+from djmease.registry import Rule
 from djmease.server.client import Client
 from djmease.server.forms import forms_of, header_of, read_header
 from djmease.server.outbox import frame_of
@@ -143,6 +144,31 @@ def test_a_rule_is_asked_with_the_user_and_the_group(start_server: StartServer, 
     assert page.ask(type="join", group="mine.bob")["reason"] == "user_passes_test"
     assert page.ask(type="join", group="staff")["type"] == "joined"
     assert page.ask(type="join", group="users")["type"] == "joined"
+
+
+def breaks(user: Any) -> bool:
+    raise RuntimeError("the database is away")
+
+
+def test_a_rule_that_raises_is_a_no_and_an_answer(
+    start_server: StartServer, settings: Any, log_of: Callable[[], list[str]]
+) -> None:
+    settings.MEASE_GROUPS = {"a": {"USER_PASSES_TEST": breaks}}
+    answer = Page(start_server()).ask(type="join", group="a", ref=1)
+    assert answer == {"type": "refused", "group": "a", "ref": 1, "reason": "user_passes_test"}
+    assert any("the database is away" in line for line in log_of())
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (Rule(login_required=True, permissions=("a.b",), test=breaks), "user_passes_test"),
+        (Rule(login_required=True, permissions=("a.b",)), "permission_required"),
+        (Rule(login_required=True), "login_required"),
+    ],
+)
+def test_where_asking_fails_what_is_asked_last_is_not_met(rule: Rule, reason: str) -> None:
+    assert rule.strictest == reason
 
 
 def test_a_client_cannot_leave_where_it_was_put_in(start_server: StartServer) -> None:

@@ -455,8 +455,12 @@ class Dispatch:
             lane.put(call, size=CALL_SIZE)
 
     def _refuse_join(self, client: Client, fields: dict[str, Any]) -> bool:
-        self._reread(client)
-        return self._joining.refuse(client, fields)
+        try:
+            self._reread(client)
+            return self._joining.refuse(client, fields)
+        except BaseException:
+            self._joining.refuse_in_doubt(client, fields)
+            raise
 
     def closed(self, client: Client) -> None:
         """Take the client from among the others behind what it has sent, and run the closers."""

@@ -58,6 +58,12 @@ class Joining:
         self._say_no(client, fields, reason)
         return True
 
+    def refuse_in_doubt(self, client: Client, fields: dict[str, Any]) -> None:
+        """Tell the client no where asking has failed: it waits for an answer."""
+        rule = self._rule(fields)
+        assert rule is not None and rule.rule is not None
+        self._say_no(client, fields, rule.rule.strictest)
+
     def _rule(self, fields: dict[str, Any]) -> GroupRule | None:
         group = fields.get("group")
         return self._registry.group_rule(group) if is_valid_name(group) and isinstance(group, str) else None
