@@ -308,7 +308,7 @@ class TestClient:
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
-        self.groups: frozenset[str] = frozenset()
+        self._groups: frozenset[str] = frozenset()
         self.user = user if user is not None else _nobody()
         self.session: Any = None
         self.request = SimpleNamespace(
@@ -317,6 +317,10 @@ class TestClient:
         self.written: list[Any] = []
         self.close_code: int | None = None
         self._site = site
+
+    @property
+    def groups(self) -> frozenset[str]:
+        return self._groups
 
     @property
     def user_key(self) -> str | None:
@@ -338,7 +342,7 @@ class TestClient:
 
     def join(self, group: str) -> None:
         if check_group(group) not in self.groups:
-            self.groups |= {group}
+            self._groups |= {group}
             if self in self._site.clients:
                 self._site.joined(self, group)
 
@@ -347,7 +351,7 @@ class TestClient:
 
     def leave(self, group: str) -> None:
         if check_group(group) in self.groups:
-            self.groups -= {group}
+            self._groups -= {group}
             if self in self._site.clients:
                 self._site.left(self, group)
 
