@@ -37,6 +37,8 @@ CONNECT_TIMEOUT = 0.5
 """Seconds for one attempt to connect."""
 RESPONSE_TIMEOUT = 1.0
 """Seconds for the answer to one command."""
+AS_WE_READ = {"protocol": 2, "decode_responses": False}
+"""What options and URL do not change. RESP 2 needs no HELLO, so that the oldest and the plainest servers answer."""
 MAX_CONNECTIONS = 2**31
 """Of a process that publishes, which has one for each thread that does at once; redis-py allows 100."""
 
@@ -104,7 +106,8 @@ def _refusal(url: str, options: dict[str, Any]) -> str | None:
     try:
         # A connection that is made is not connected; only then does redis-py look at all the options.
         ConnectionPool.from_url(url, **options).make_connection()
-    except (ValueError, TypeError, AttributeError) as error:
+        AsyncConnectionPool.from_url(url, **options).make_connection()
+    except (ValueError, TypeError, AttributeError, RedisError) as error:
         # Where a password is not escaped, its beginning may stand as the port.
         return str(error).partition(" as '")[0]
     return None
@@ -139,9 +142,11 @@ def listener_connection() -> Connection:
 
     They would hide a gap, and the listener supervises itself.
     """
+    options = {**_options(AsyncRetry(NoBackoff(), 0)), **settings.MEASE_REDIS_OPTIONS}
+    pool = AsyncConnectionPool.from_url(connection_url(), **options)
     # A listener waits for as long as nothing is published.
-    options = {**_options(AsyncRetry(NoBackoff(), 0)), **settings.MEASE_REDIS_OPTIONS, "socket_timeout": None}
-    connection: Connection = AsyncConnectionPool.from_url(connection_url(), **options).make_connection()
+    pool.connection_kwargs.update(AS_WE_READ, socket_timeout=None)
+    connection: Connection = pool.make_connection()
     return connection
 
 
@@ -301,7 +306,9 @@ def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> Connecti
         "redis_connect_func": functools.partial(_greet, home),
         "max_connections": MAX_CONNECTIONS,
     }
-    return ConnectionPool.from_url(url, **{**ours, **options})
+    pool = ConnectionPool.from_url(url, **{**ours, **options})
+    pool.connection_kwargs.update(AS_WE_READ)
+    return pool
 
 
 def _greet(home: Path | None, connection: Any) -> None:
@@ -317,9 +324,8 @@ def _greet(home: Path | None, connection: Any) -> None:
 
 
 def _options(retry: Any) -> dict[str, Any]:
-    # RESP 2 needs no HELLO, so that the oldest and the plainest servers answer; pub/sub reads the same in both.
     return {
-        "protocol": 2,
+        **AS_WE_READ,
         "retry": retry,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": RESPONSE_TIMEOUT,

@@ -127,6 +127,9 @@ def test_what_redis_py_takes_has_no_fault(url: str) -> None:
         (f"redis://:{SECRET}@h:99999", "out of range"),
         (f"redis://:{SECRET}@h?db=one", "Invalid value for 'db'"),
         ("localhost:6379", "one of the following schemes"),
+        (f"rediss://:{SECRET}@h?ssl_cert_reqs=perhaps", "Invalid SSL Certificate Requirements Flag"),
+        (f"redis://:{SECRET}@h?protocol=9", "protocol must be either 2 or 3"),
+        (f"redis://:{SECRET}@h?retry=1", "has no attribute"),
     ],
 )
 def test_what_redis_py_does_not_take_is_said_with_the_reason_and_no_password(url: str, reason: str) -> None:
@@ -276,6 +279,17 @@ def test_the_listeners_connection_speaks_to_redis_without_retries_and_waits_as_l
             await connection.disconnect()
 
     assert asyncio.run(ask()) == b"listener"
+
+
+@pytest.mark.parametrize("url", ["", "?protocol=3&decode_responses=True&socket_timeout=1"])
+@pytest.mark.parametrize("options", [{}, {"protocol": 3, "decode_responses": True}])
+def test_how_we_read_is_not_the_sites_to_say(redis: str, settings: Any, url: str, options: dict[str, Any]) -> None:
+    settings.MEASE_REDIS_URL += url
+    settings.MEASE_REDIS_OPTIONS = options
+    for connection in (connections.listener_connection(), connections.publisher_pool().make_connection()):
+        assert connection.protocol == 2
+        assert not connection.encoder.decode_responses
+    assert connections.listener_connection().socket_timeout is None
 
 
 def test_each_listener_has_a_connection_of_its_own(redis: str) -> None:
