@@ -188,6 +188,13 @@ class EmbeddedValkey:
         self.home = home
         self.socket = socket_path(home)
         self._users: IO[bytes] | None = None
+        # A process that is forked from this one has the lock too, and would keep the next server waiting for its end.
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        if self._users is not None:
+            self._users.close()
+            self._users = None
 
     def acquire(self) -> None:
         """Hold a share in it, and start it where it does not run.

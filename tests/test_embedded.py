@@ -118,6 +118,28 @@ def test_what_a_killed_server_left_running_is_taken_over_and_ended(short_directo
     eventually(lambda: not is_alive(pid))
 
 
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from djmease.embedded import EmbeddedValkey
+signal.alarm(10)
+valkey = EmbeddedValkey(Path(sys.argv[1]))
+valkey.acquire()
+child = os.fork()
+if child == 0:
+    signal.pause()
+valkey.release()
+valkey.acquire()
+valkey.release()
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_process_that_was_forked_has_no_share_and_lets_the_next_server_start(short_directory: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(short_directory)], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
 def test_a_stale_socket_is_replaced(short_directory: Path) -> None:
     valkey = EmbeddedValkey(short_directory)
     valkey.acquire()
