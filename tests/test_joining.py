@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -49,6 +50,9 @@ class Page:
     def __init__(self, server: LiveServer, **options: Any) -> None:
         self.connection = server.connect(subprotocols=["mease.v1"], **options)
         assert self.connection.subprotocol == "mease.v1"
+        self.ready = self.header()
+        """What says that what is published from now on comes."""
+        assert self.ready == {"type": "ready"}
 
     def ask(self, **fields: Any) -> dict[str, Any]:
         self.connection.send("\x1e" + json.dumps(fields))
@@ -100,6 +104,37 @@ def test_a_client_joins_hears_and_leaves(start_server: StartServer) -> None:
     djmease.publish("news", "x", group="open.7")
     djmease.publish("news", "end")
     assert page.receive() == ({}, "end")
+
+
+def test_what_is_published_after_ready_is_received(start_server: StartServer) -> None:
+    go_on = threading.Event()
+
+    @djmease.opener
+    def take_time(client: Any) -> None:
+        client.send("greeting")
+        assert go_on.wait(DEADLINE)
+
+    server = start_server()
+    with connect(server.url, subprotocols=["mease.v1"]) as connection:
+        assert connection.recv(DEADLINE) == "greeting"
+        djmease.publish("news", "before its openers are done")
+        eventually(lambda: server.server._dispatch.published_count == 1)
+        server.call(lambda: None)
+        go_on.set()
+        assert connection.recv(DEADLINE) == '\x1e{"type":"ready"}'
+        djmease.publish("news", "after")
+        assert connection.recv(DEADLINE) == "after"
+
+
+def test_who_is_turned_away_is_never_told_that_all_is_ready(start_server: StartServer) -> None:
+    @djmease.opener
+    def turn_away() -> None:
+        raise PermissionDenied("not here")
+
+    with connect(start_server().url, subprotocols=["mease.v1"]) as connection:
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(DEADLINE)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 4403
 
 
 def test_what_is_published_after_the_answer_is_received(start_server: StartServer) -> None:
@@ -445,7 +480,7 @@ def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServe
     validator = schema()
     Draft202012Validator.check_schema(validator.schema)
     page = Page(start_server())
-    said = [*page.all_headers(), page.ask(type="join", group="open.1")]
+    said = [page.ready, *page.all_headers(), page.ask(type="join", group="open.1")]
     djmease.publish("news", "x", group="open.1")
     for fields in (*said, page.receive()[0], {}):
         validator.validate(fields)

@@ -628,6 +628,7 @@ class Dispatch:
     def _let_in(self, client: Client) -> None:
         if not client.is_turned_away:
             self._clients.add(client)
+            client.write_header({"type": "ready"})
 
     def _turn_away(self, client: Client, path: str, reason: str) -> None:
         client.is_turned_away = True

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { PING, PONG, World, headed, settle } from "./world.mjs";
+import { PING, PONG, READY, World, headed, settle } from "./world.mjs";
 
 const TURNS = 400;
 const NAMES = ["one", "two", "three"];
@@ -73,7 +73,8 @@ for (let seed = 1; seed <= 50; seed++) {
         const text = `${pick(["", "\x1e"])}message ${taken.length}`;
         if (live.send(text)) taken.push(text);
       },
-      open: () => world.socket?.readyState === 0 && world.socket.open(),
+      open: () => world.socket?.readyState === 0 && world.socket.open({ isReady: random() < 0.5 }),
+      ready: () => world.socket?.protocol === "mease.v1" && world.socket.receive(READY),
       break: () => world.socket?.readyState < 2 && world.socket.end(pick([1001, 1006, 1011, 1012, 1013, 4429])),
       beginToClose: () => world.socket?.readyState === 1 && (world.socket.readyState = 2),
       closed: () => world.socket?.readyState === 2 && world.socket.end(1006),
@@ -104,6 +105,7 @@ for (let seed = 1; seed <= 50; seed++) {
     for (let time = 0; time < 60 && !(live.state === "open" && world.socket.readyState === 1); time++) {
       if (world.socket?.readyState === 2) world.socket.end();
       if (world.socket?.readyState === 0) world.socket.open();
+      if (world.socket?.protocol === "mease.v1") world.socket.receive(READY);
       await world.pass(1);
     }
     assert.equal(live.state, "open");

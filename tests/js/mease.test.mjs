@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 
-import { PING, PONG, World, headed, recorded, settle } from "./world.mjs";
+import { PING, PONG, READY, World, headed, recorded, settle } from "./world.mjs";
 
 const CALLED_OFF = [1000, 1005];
 const REFUSED = [1002, 1007, 1008, 1009, 4401, 4403];
@@ -178,6 +178,80 @@ describe("sending", () => {
     assert.equal(live.send("x"), false);
     assert.deepEqual(events.at(-1), ["dropped", "x", "the connection is refused"]);
     assert.match(world.warnings[0], /refused/);
+  });
+});
+
+describe("a server whose openers take their time", () => {
+  async function unready(...options) {
+    const world = new World();
+    const live = world.mease.connect(...options);
+    const events = recorded(live);
+    await settle();
+    world.socket.open({ isReady: false });
+    return { world, live, events };
+  }
+
+  test("it is open when the server is ready, and what came before comes behind that, in order", async () => {
+    const { world, live, events } = await unready();
+    const board = live.group("board");
+    const heard = [];
+    board.on("message", (data) => heard.push(data));
+    live.on("open", () => heard.push("open"));
+    world.socket.receive("greeting");
+    world.socket.receive(headed({ groups: ["board"] }, "first"));
+    assert.deepEqual([live.state, events, heard], ["connecting", [], []]);
+    world.socket.receive(READY);
+    world.socket.receive(headed({ groups: ["board"] }, "second"));
+    assert.equal(live.state, "open");
+    assert.deepEqual(events.map(([name, data]) => (name === "open" ? name : data)), ["open", "greeting", "first", "second"]);
+    assert.deepEqual(heard, ["open", "first", "second"]);
+  });
+
+  test("what is sent waits for it, and groups are asked for before", async () => {
+    const { world, live } = await unready({ maxQueue: 1 });
+    live.group("board");
+    assert.deepEqual([live.send("waits"), live.send("too much")], [true, false]);
+    assert.deepEqual(world.socket.asked.map(({ group }) => group), ["board"]);
+    world.socket.answer("joined");
+    assert.deepEqual([live.group("board").state, world.sent], ["joined", []]);
+    world.socket.receive(READY);
+    assert.deepEqual(world.sent, ["waits"]);
+  });
+
+  test("it is waited for as long as the connection shows signs of life", async () => {
+    const { world, live, events } = await unready();
+    for (let round = 0; round < 5; round++) {
+      await world.pass(25);
+      assert.equal(world.socket.sent.at(-1), PING);
+      world.socket.receive(PONG);
+    }
+    assert.deepEqual([live.state, world.sockets.length], ["connecting", 1]);
+    await world.pass(36);
+    assert.deepEqual(events.map(([name]) => name), ["reconnecting"]);
+  });
+
+  test("one that turns the page away was never open", async () => {
+    const { world, live, events } = await unready();
+    world.socket.end(4403, "not here");
+    assert.deepEqual([live.state, events], ["refused", [["refused", { code: 4403, reason: "not here" }]]]);
+  });
+
+  test("what came on a connection that breaks before is gone with it", async () => {
+    const { world, events } = await unready();
+    world.socket.receive("greeting");
+    world.socket.end();
+    await world.pass(1);
+    world.socket.open();
+    assert.deepEqual(events.map(([name]) => name), ["reconnecting", "open"]);
+    assert.deepEqual(events.at(-1), ["open", { again: false }]);
+  });
+
+  test("a handler of open may close it, and hears nothing then", async () => {
+    const { world, live, events } = await unready();
+    world.socket.receive("greeting");
+    live.on("open", () => live.close());
+    world.socket.receive(READY);
+    assert.deepEqual(events.map(([name]) => name), ["open", "close"]);
   });
 });
 

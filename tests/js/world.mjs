@@ -8,6 +8,7 @@ const SOURCE = readFileSync(FILE, "utf8");
 
 export const PING = '\x1e{"type":"ping"}';
 export const PONG = '\x1e{"type":"pong"}';
+export const READY = '\x1e{"type":"ready"}';
 
 /** Lets promises that are settled run on. */
 export const settle = () => new Promise((resolve) => setImmediate(resolve));
@@ -165,11 +166,13 @@ class Socket {
     world.sockets.push(this);
   }
 
-  open() {
+  /** It comes about; "isReady" where the openers of the server are done in the same moment. */
+  open({ isReady = true } = {}) {
     const { protocol } = this.world;
     this.readyState = 1;
     this.protocol = this.protocols.includes(protocol) ? protocol : "";
     this.onopen?.({});
+    if (isReady && this.protocol === "mease.v1") this.receive(READY);
   }
 
   isQuestion(data) {

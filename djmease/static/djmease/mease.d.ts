@@ -78,7 +78,11 @@ export interface Group {
 export interface Live {
   readonly state: State;
 
-  /** Runs when it opens, before what waited is sent; `again` where it has been open before. */
+  /**
+   * Runs when it opens, before what waited is sent and before any message; `again` where it has been open before. The
+   * server's openers are done then: what a page asks for here, with what comes from now on, is all there is. (A server
+   * that does not speak `mease.v1` does not say so, and it is open with the handshake.)
+   */
   on(name: "open", handler: (details: { again: boolean }) => void): () => void;
   /** Runs when an open connection ends, for whatever reason, and for `close()`. */
   on(name: "close", handler: (details: Closed) => void): () => void;

@@ -111,6 +111,7 @@
     #lastRef = 0;
     #hasHeaders = false;                // whether the last connection that opened speaks mease.v1
     #queue = [];
+    #early = [];                        // what came before the server was ready: nothing comes before "open"
     #socket = null;
     #timer;                             // what is waited for: an attempt, its end, or the next look at the silence
     #attempt = null;                    // the one under way; an older one sees that it is not, and gives up
@@ -118,7 +119,7 @@
     #notBefore = 0;
     #failures = 0;                      // since a connection was good
     #backoff = 0;                       // how often the longest delay has doubled
-    #openedAt = 0;                      // 0 while it is not open
+    #openedAt = 0;                      // of the connection, 0 while there is none; the server may not be ready yet
     #hasBeenOpen = false;
     #heardAt = 0;
     #isProbing = false;
@@ -147,7 +148,7 @@
       const membership = new Membership(name, (it) => this.#leave(it));
       if (this.#isOver()) membership.state = "left";
       else this.#memberships.set(name, membership);
-      if (this.#isOpen()) this.#ask("join", membership);
+      if (this.#isConnected()) this.#ask("join", membership);
       return membership.group;
     }
 
@@ -171,7 +172,11 @@
     }
 
     #isOpen() {
-      return this.#state === "open" && this.#socket.readyState === 1;
+      return this.#state === "open" && this.#isConnected();
+    }
+
+    #isConnected() {
+      return this.#openedAt > 0 && this.#socket.readyState === 1;
     }
 
     #isOver() {
@@ -220,7 +225,7 @@
     #dial(protocols) {
       const socket = (this.#socket = new WebSocket(this.#url, protocols));
       socket.binaryType = "arraybuffer";
-      socket.onopen = () => this.#open();
+      socket.onopen = () => this.#connected();
       socket.onmessage = (event) => this.#receive(event);
       socket.onclose = (event) => {
         if (protocols.length === 1 && this.#mayBeForeign()) this.#dial([]);
@@ -234,17 +239,23 @@
       return !this.#openedAt && !this.#hasHeaders && this.#failures > 0;
     }
 
-    #open() {
-      const again = this.#hasBeenOpen;
-      this.#state = "open";
+    #connected() {
       this.#attempt = null;
-      this.#hasBeenOpen = true;
-      this.#hasWarned = false;
       this.#hasHeaders = this.#socket.protocol === PROTOCOL;
       this.#openedAt = this.#heardAt = Date.now();
       this.#watch();
       for (const membership of this.#memberships.values()) this.#ask("join", membership);
+      // Else when the server is ready: what is published while its openers run does not come, and is to be asked for.
+      if (!this.#hasHeaders) this.#open();
+    }
+
+    #open() {
+      const again = this.#hasBeenOpen;
+      this.#state = "open";
+      this.#hasBeenOpen = true;
+      this.#hasWarned = false;
       this.#events.emit("open", { again });       // before what waited: a handler asks what it missed, say
+      for (const message of this.#early.splice(0)) this.#tell(...message);
       this.#flush();
     }
 
@@ -255,7 +266,7 @@
         this.#flush();
       }
       if (this.#hasHeaders && hasHeader(event.data)) this.#receiveHeaded(event);
-      else this.#events.tell(parse(event.data), event);
+      else this.#tell(parse(event.data), event);
     }
 
     #receiveHeaded({ data: frame, origin }) {
@@ -263,12 +274,18 @@
       if (message === undefined) return this.#heed(header);
       const data = parse(message);
       const event = new MessageEvent("message", { data: message, origin });
+      this.#tell(data, event, header?.groups);
+    }
+
+    #tell(data, event, groups = []) {
+      if (this.#state !== "open") return void this.#early.push([data, event, groups]);
       this.#events.tell(data, event);
-      for (const name of header?.groups ?? []) this.#memberships.get(name)?.events.tell(data, event);
+      for (const name of groups) this.#memberships.get(name)?.events.tell(data, event);
     }
 
     #heed(header) {
-      if (header?.type === "gap") this.#tellOfGap(header);
+      if (header?.type === "ready" && this.#state !== "open") this.#open();
+      else if (header?.type === "gap") this.#tellOfGap(header);
       else this.#memberships.get(header?.group)?.answer(header);
     }
 
@@ -291,7 +308,7 @@
       if (membership.state === "left") return;
       this.#memberships.delete(membership.name);
       membership.state = "left";
-      if (this.#isOpen()) this.#ask("leave", membership);
+      if (this.#isConnected()) this.#ask("leave", membership);
     }
 
     /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
@@ -313,7 +330,7 @@
     }
 
     #probe() {
-      if (this.#isProbing || !this.#isOpen() || !this.#heartbeat) return;
+      if (this.#isProbing || !this.#isConnected() || !this.#heartbeat) return;
       this.#isProbing = true;
       this.#socket.send(headed({ type: "ping" }));
       this.#watch();
@@ -355,8 +372,8 @@
 
     #reconnect(code, reason) {
       const now = Date.now();
-      const wasOpen = this.#openedAt > 0;
-      if (wasOpen && now - this.#openedAt >= STABLE_AFTER) this.#failures = this.#backoff = 0;
+      const wasOpen = this.#state === "open";
+      if (this.#openedAt && now - this.#openedAt >= STABLE_AFTER) this.#failures = this.#backoff = 0;
       const delay = this.#delay(code, now);
       this.#failures++;
       this.#backoff++;
@@ -383,7 +400,7 @@
     }
 
     #end(state, details) {
-      const wasOpen = this.#openedAt > 0;
+      const wasOpen = this.#state === "open";
       const unsent = this.#queue.splice(0).length;
       this.#letGo();
       this.#listening.abort();
@@ -401,6 +418,7 @@
       clearTimeout(this.#timer);
       this.#socket = this.#attempt = null;
       this.#openedAt = 0;
+      this.#early = [];
       this.#isProbing = false;
       for (const membership of this.#memberships.values()) membership.lose();
       if (!socket) return;
