@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from redis import Redis
 
-from djmease import connections, embedded, roll
+from djmease import connections, roll
 from djmease.messages import check_group
 from djmease.publishing import refuse_event_loop
 from djmease.registry import matches
@@ -111,7 +111,7 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
     """Return what Redis holds of each group, without what servers that are dead have left; ``None`` is nothing."""
     if not groups:
         return []
-    if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+    if connections.is_idle():
         return [None] * len(groups)  # It does not run because no server does.
     redis = Redis(connection_pool=connections.publisher_pool())
     prefix = connections.presence_prefix()

@@ -19,7 +19,7 @@ from redis import ConnectionPool
 from redis.connection import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from djmease import connections, embedded, loader, messages
+from djmease import connections, loader, messages
 from djmease.messages import Message
 
 logger = logging.getLogger("djmease.publishing")
@@ -214,7 +214,7 @@ def _send_control(payload: str) -> None:
     try:
         connection = pool.get_connection()
     except (RedisError, OSError):
-        if _is_idle():
+        if connections.is_idle():
             return
         raise
     _exchange(pool, connection, [connections.control_channel()], payload)
@@ -441,13 +441,8 @@ def _connect(routing: str, pool: ConnectionPool) -> Connection | None:
         except AuthenticationError as error:
             raise PublishError(routing, connections.address(), connections.reason(error)) from error
         except (RedisError, OSError) as error:
-            if _is_idle():
+            if connections.is_idle():
                 return None
             if time.monotonic() + CONNECT_PAUSE > deadline:
                 raise PublishError(routing, connections.address(), connections.reason(error)) from error
             time.sleep(CONNECT_PAUSE)
-
-
-def _is_idle() -> bool:
-    """Tell whether Redis is an embedded Valkey that does not run because no server does."""
-    return connections.is_embedded() and not embedded.has_users(embedded.directory())

@@ -18,7 +18,7 @@ from django.utils.translation import ngettext
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from djmease import connections, embedded
+from djmease import connections
 from djmease.attendance import presence_counts
 from djmease.publishing import publish_control
 from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, ServerReport, read, read_server
@@ -107,7 +107,7 @@ def get_status() -> Status:
     """
     nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.key_prefix())
     try:
-        if connections.is_embedded() and not embedded.has_users(embedded.directory()):
+        if connections.is_idle():
             return replace(nothing, problems=(_no_server(),))
         found, unread = _read_servers()
     except (RedisError, OSError, ImproperlyConfigured) as error:

@@ -48,6 +48,8 @@ class Trace:
     """To how many servers Redis handed it; ``None`` where it did not take it."""
     seconds: float = 0.0
     """How long Redis took."""
+    is_idle: bool = False
+    """Whether Redis is an embedded Valkey that does not run, since no server does."""
     servers: tuple[MessageTrace, ...] = ()
     """What each server told."""
     running: tuple[ServerReport, ...] = ()
@@ -115,6 +117,7 @@ def follow_up(trace: Trace, sent: Publication, token: str) -> Trace:
         channel=sent.channels[0],
         is_for_all=sent.is_for_all,
         heard=sent.heard,
+        is_idle=not sent.heard and connections.is_idle(),
         running=status.servers,
     )
     if trace.heard == 0 and not trace.is_for_all:

@@ -94,6 +94,8 @@ def _message(options: dict[str, Any]) -> Any:
         )
     if text in (None, STDIN):
         text = _stdin()
+        if not text:
+            raise CommandError("There is no MESSAGE: the standard input is empty. Where that is meant, say ''.")
     if not options["json"]:
         return text
     try:
