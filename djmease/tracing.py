@@ -12,6 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from djmease import connections, loader, reporting
+from djmease.problems import START_COMMAND
 from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
 from djmease.registry import Callback
 from djmease.reporting import Status
@@ -197,7 +198,7 @@ def _written(trace: Trace) -> str:
 
 def _unwanted(trace: Trace) -> str:
     if not trace.running:
-        return f"none {_target(trace)}. If no server runs, start one: {reporting.START_COMMAND}"
+        return f"none {_target(trace)}. If no server runs, start one: {START_COMMAND}"
     if not trace.connected:
         return "none is connected."
     return f"{_connected(trace.connected)}, and none {_target(trace)}."
@@ -205,7 +206,7 @@ def _unwanted(trace: Trace) -> str:
 
 def _unheard(trace: Trace) -> str:
     if not trace.silent:
-        return f"no WebSocket server runs. Start one: {reporting.START_COMMAND}"
+        return f"no WebSocket server runs. Start one: {START_COMMAND}"
     return f"no server hears it, though some run: {_named(trace.silent)}."
 
 

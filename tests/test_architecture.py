@@ -24,7 +24,7 @@ LAYERS = [
     {"registry", "messages", "embedded", "identities", "reports"},
     {"roll"},
     {"connections", "loader", "rereading"},
-    {"publishing", "senders", "tickets"},
+    {"publishing", "senders", "tickets", "problems"},
     {"receivers", "revocation", "authenticators", "views", "attendance"},
     {"reporting"},
     {"checks", "test", "__init__", "status_text", "routes_text", "tracing"},

@@ -14,8 +14,8 @@ from django.core.management.base import CommandError
 
 from djmease import messages, tracing
 from djmease.management.terminal import TerminalCommand
+from djmease.problems import START_COMMAND
 from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
-from djmease.reporting import START_COMMAND
 from djmease.tables import several
 from djmease.trace_text import trace_text
 
