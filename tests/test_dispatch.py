@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.utils import translation
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import djmease
 from djmease.server import dispatch
@@ -171,6 +173,74 @@ def test_an_async_callback_that_raises_is_contained(start_server: StartServer, l
     assert any("fail raised SystemExit('no')" in line for line in log_of())
 
 
+class UntellableError(Exception):
+    def __str__(self) -> str:
+        raise KeyError("detail")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_error_whose_text_cannot_be_made_holds_up_nothing(start_server: StartServer, log_of: Log, kind: str) -> None:
+    def fail(message: Any) -> None:
+        if message == "bad":
+            raise UntellableError
+
+    async def fail_too(message: Any) -> None:
+        fail(message)
+
+    djmease.receiver(fail if kind == "def" else fail_too)
+    djmease.sender(routing="news")(fail if kind == "def" else fail_too)
+
+    @djmease.receiver
+    def answer(client: Any, message: Any) -> None:
+        client.write_message(message)
+
+    @djmease.sender(routing="news")
+    def show(clients_list: Any, message: Any) -> None:
+        clients_list.send(message)
+
+    server = start_server()
+    client = server.connect()
+    for text in ("one", "bad", "two"):
+        client.send(text)
+        assert client.recv(5) == text
+        djmease.publish("news", text)
+        assert client.recv(5) == text
+    lines = [line for line in log_of() if "UntellableError: (its text raised KeyError)" in line]
+    assert len(lines) == 2
+    (tally, _) = server.server._dispatch._tallies.for_routing("news")
+    assert tally.last_error is not None and tally.last_error[1] == "UntellableError: (its text raised KeyError)"
+
+
+def test_who_is_turned_away_without_a_text_that_can_be_made_is_turned_away(start_server: StartServer) -> None:
+    class UntellableDeniedError(UntellableError, PermissionDenied): ...
+
+    @djmease.opener
+    def turn_away() -> None:
+        raise UntellableDeniedError
+
+    with connect(start_server().url) as client, pytest.raises(ConnectionClosed) as closed:
+        client.recv(5)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 4403
+
+
+def test_a_rule_that_cannot_be_asked_is_a_refusal_that_says_so(
+    start_server: StartServer, log_of: Log, db: None
+) -> None:
+    def fails(user: Any) -> bool:
+        raise OSError("the database is away")
+
+    @djmease.receiver(json=True, user_passes_test=fails)
+    def hear(message: Any) -> None:
+        raise AssertionError("it is not to be heard")
+
+    client = start_server().connect()
+    client.send('{"type": "a"}')
+    assert client.recv(5) == '{"type":"mease.refused","reason":"error","refused":"a"}'
+    assert any("hear raised OSError('the database is away')" in line for line in log_of())
+
+
 def test_an_object_with_an_async_call_and_a_partial_are_callbacks(start_server: StartServer) -> None:
     class Answer:
         async def __call__(self, client: Any, message: Any) -> None:
@@ -322,6 +392,36 @@ def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     eventually(lambda: len(seen) == 100)
     assert seen == [str(index) for index in range(100)]
     eventually(lambda: server.server._dispatch.heard.size == 0)
+
+
+def test_a_client_that_asks_for_too_much_by_headers_is_not_read_for_a_while(
+    start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE = None
+    settings.MEASE_GROUPS = {"open.*": True}
+    may_go_on = threading.Event()
+
+    @djmease.receiver
+    def slow() -> None:
+        assert may_go_on.wait(DEADLINE)
+
+    server = start_server()
+    client = server.connect(subprotocols=["mease.v1"])
+    client.send("x")
+    count = 3 * dispatch.MAX_CLIENT_LANE
+    for number in range(count):
+        client.send(f'\x1e{{"type":"join","group":"open.1","ref":{number},"more":"{"x" * 3_000}"}}')
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._limits.clients.values())))
+    assert handler.ws_connection is not None
+    eventually(lambda: not handler.ws_connection.is_reading, "a pause")
+    lane = server.server._dispatch._client_lanes[handler]
+    # What came with what filled the lane is in it too.
+    assert len(lane) < dispatch.MAX_CLIENT_LANE + 65_536 / 3_000 + 1
+    assert lane.size > len(lane) * 3_000
+    may_go_on.set()
+    assert client.recv(5) == '\x1e{"type":"ready"}'
+    for number in range(count):
+        assert client.recv(5) == f'\x1e{{"type":"joined","group":"open.1","ref":{number}}}'
 
 
 @pytest.mark.parametrize("bound", ["MAX_CLIENT_WAITING", "MAX_HEARD"])

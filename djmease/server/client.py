@@ -42,7 +42,7 @@ class Events(Protocol):
 
     def received(self, client: Client, message: str | bytes) -> None: ...
 
-    def asked(self, client: Client, fields: dict[str, Any]) -> None: ...
+    def asked(self, client: Client, fields: dict[str, Any], size: int) -> None: ...
 
     def closed(self, client: Client) -> None: ...
 
@@ -353,7 +353,7 @@ class Client(WebSocketHandler):
         elif fields.get("type") == "ping":
             self.write_header({"type": "pong"})
         else:
-            self._events.asked(self, fields)
+            self._events.asked(self, fields, len(text))
 
     def write_header(self, fields: dict[str, Any]) -> None:
         """Send a header of ``mease.v1``, behind what has been written; nothing to a client that takes none."""

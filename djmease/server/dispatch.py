@@ -29,7 +29,7 @@ from djmease.registry import Callback, Received, Registry, Rule
 from djmease.reports import NO_SENDER
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
-from djmease.server.complaints import Complaints, fields_of
+from djmease.server.complaints import Complaints, Lazily, error_repr, fields_of, said_by
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
 from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
@@ -62,14 +62,26 @@ ASYNC_HYGIENE_INTERVAL = 1.0
 
 MAX_IDENTITY_AGE = 30.0
 """Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
+FAILED = "error"
+"""Why a client may not have what could not be asked: the question raised."""
 Result = TypeVar("Result")
 Select = Callable[[], ClientsList]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a client may have a call after all."""
+
+    ask: Callable[[], str | None]
+    """Returns what the client does not meet, if there is anything; it may query."""
+    refuse: Callable[[str], None]
+    """Tells the client."""
 
 
 class Call:
     """A callback with what it will be given; ``clients_list`` is taken when it runs."""
 
-    __slots__ = ("about", "arguments", "callback", "refuse", "select", "size", "tally")
+    __slots__ = ("about", "arguments", "callback", "question", "select", "size", "tally")
 
     def __init__(
         self,
@@ -88,12 +100,12 @@ class Call:
         """Returns the ``clients_list``."""
         self.size = size
         """Bytes that it counts with as long as it waits."""
-        self.refuse: Callable[[], bool] | None = None
-        """Asked before, in a thread: whether the call is refused after all."""
+        self.question: Question | None = None
+        """Asked before, in a thread."""
 
     @property
     def needs_thread(self) -> bool:
-        return self.refuse is not None or not self.callback.is_async
+        return self.question is not None or not self.callback.is_async
 
     @property
     def is_left_out(self) -> bool:
@@ -173,7 +185,8 @@ class Closing:
     def abandon(self, waiting: deque[Call | Step]) -> tuple[list[Call | Step], list[Call]] | None:
         """Return what is left to do of ``waiting``, and what is not done; ``None`` where a closer waits its turn."""
         with self._lock:
-            left = [entry for entry in waiting if entry is not self._begun]
+            # A copy, since the thread that hangs may return just now.
+            left = [entry for entry in list(waiting) if entry is not self._begun]
             rest = [entry for entry in left if entry in self.entries]
             if self.is_for_thread and len(rest) == len(left):
                 return None
@@ -276,10 +289,13 @@ class Lane:
             # Read behind the head: closers come into a lane after this is set.
             if (closing := self.closing) is not None and not closing.may_begin(head):
                 break
-            if head.refuse is None or Context().run(self._dispatch.admit, head):
-                if head.callback.is_async or self.is_abandoned:
-                    break  # It may run now, and the loop is where; or closers have run while that was asked.
-                Context().run(self._dispatch.run, head)
+            try:
+                if head.question is None or Context().run(self._dispatch.admit, head):
+                    if head.callback.is_async or self.is_abandoned:
+                        break  # It may run now, and the loop is where; or closers have run while that was asked.
+                    Context().run(self._dispatch.run, head)
+            except BaseException:
+                logger.exception("what the server does around a callback failed")
             entries.popleft()
             self._taken += head.size
             if time.monotonic() >= deadline:
@@ -424,29 +440,41 @@ class Dispatch:
         for receiver, value in received.calls:
             call = Call(tallies[id(receiver)], {"client": client, "message": value}, client, snapshot, size)
             if receiver.rule is not None:
-                call.refuse = functools.partial(self._refuse, receiver, receiver.rule, client, received)
+                call.question = Question(
+                    functools.partial(self._refusal, receiver.rule, client),
+                    functools.partial(self._refuse, receiver, client, received),
+                )
             calls.append(call)
         lane.put(*calls, size=size * len(calls))
         if received.kind is not None and received.is_unheard:
             self._note_unheard(client, received.kind)
+        self._pause_if_full(lane, client)
+
+    def _pause_if_full(self, lane: Lane, client: Client) -> None:
         if lane.size and lane.pause is None:
             is_full = len(lane) >= MAX_CLIENT_LANE or lane.size >= MAX_CLIENT_WAITING or self.heard.size >= MAX_HEARD
             if is_full and client.ws_connection is not None:
                 client.ws_connection.pause_reading()
                 lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
 
-    def asked(self, client: Client, fields: dict[str, Any]) -> None:
-        """Do what a client asks for by a header of ``mease.v1``, behind what it has sent before."""
+    def asked(self, client: Client, fields: dict[str, Any], size: int) -> None:
+        """Do what a client asks for by a header of ``mease.v1`` of so many bytes, behind what it has sent before."""
         lane = self._client_lanes.get(client)
-        if lane is not None:
-            call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot)
-            if self._joining.needs_thread(fields):
-                call.refuse = functools.partial(self._refuse_join, client, fields)
-            lane.put(call, size=CALL_SIZE)
+        if lane is None:
+            return
+        size += CALL_SIZE
+        call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot, size)
+        if self._joining.needs_thread(fields):
+            call.question = Question(
+                functools.partial(self._join_refusal, client, fields),
+                functools.partial(self._joining.refuse, client, fields),
+            )
+        lane.put(call, size=size)
+        self._pause_if_full(lane, client)
 
-    def _refuse_join(self, client: Client, fields: dict[str, Any]) -> bool:
+    def _join_refusal(self, client: Client, fields: dict[str, Any]) -> str | None:
         self._reread(client)
-        return self._joining.refuse(client, fields)
+        return self._joining.refusal(client, fields)
 
     def closed(self, client: Client) -> None:
         """Take the client from among the others behind what it has sent, and run the closers."""
@@ -556,16 +584,15 @@ class Dispatch:
             Call(tallies[id(callback)], {"client": client}, client, self._clients.snapshot) for callback in callbacks
         ]
 
-    def _refuse(self, receiver: Callback, rule: Rule, client: Client, received: Received) -> bool:
+    def _refusal(self, rule: Rule, client: Client) -> str | None:
         self._reread(client)
-        reason = rule.refusal(client.user)
-        if reason is None:
-            return False
+        return rule.refusal(client.user)
+
+    def _refuse(self, receiver: Callback, client: Client, received: Received, reason: str) -> None:
         self.refused += 1
         self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
         if received.is_json:
             client.write_message({"type": "mease.refused", "reason": reason, "refused": told_back(received.kind)})
-        return True
 
     def _reread(self, client: Client) -> None:
         """Read a client's user again, in a thread, if that was some time ago."""
@@ -575,11 +602,14 @@ class Dispatch:
     def _note_unheard(self, client: Client, kind: str) -> None:
         self.unheard += 1
         if traffic_logger.isEnabledFor(logging.INFO):
-            closest = self._registry.closest_type(kind)
-            meant = f"; did you mean {closest!r}?" if closest else ""
+            meant = Lazily(functools.partial(self._meant, kind))
             self._strangers.say(
                 "client %s sent the type %r, which no receiver takes%s", client.id, kind[:200], meant, about=client
             )
+
+    def _meant(self, kind: str) -> str:
+        closest = self._registry.closest_type(kind)
+        return f"; did you mean {closest!r}?" if closest else ""
 
     def _close(self, lane: Lane, client: Client, entries: tuple[Call | Step, ...]) -> None:
         closing = lane.closing = Closing(entries)
@@ -665,20 +695,24 @@ class Dispatch:
 
     def admit(self, call: Call) -> bool:
         """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
-        assert call.refuse is not None
+        question = call.question
+        assert question is not None
         if call.is_left_out:
             return False
         started = time.monotonic()
         self._running[call] = (started, threading.get_ident())
         try:
-            refused = call.refuse()
+            reason = question.ask()
         except BaseException as error:
             self._report(call, error)
-            return False
+            reason = FAILED
         finally:
             self._ended(call, started)
-        call.refuse = None
-        return not refused
+        if reason is not None:
+            question.refuse(reason)
+            return False
+        call.question = None
+        return True
 
     def run(self, call: Call) -> None:
         """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
@@ -710,16 +744,18 @@ class Dispatch:
             call.arguments["clients_list"] = call.select()
         started = time.monotonic()
         try:
-            awaited = call.callback(call.arguments)
-            self._running[call] = (started, awaited)
-            await awaited
-        except BaseException as error:
-            self._report(call, error)
-        if author is not None:
-            AUTHOR.reset(author)  # Its task may be that of others too.
-            self._clients.outbox.end_run()
-        self._count(call, started)
-        then()
+            try:
+                awaited = call.callback(call.arguments)
+                self._running[call] = (started, awaited)
+                await awaited
+            except BaseException as error:
+                self._report(call, error)
+            if author is not None:
+                AUTHOR.reset(author)  # Its task may be that of others too.
+                self._clients.outbox.end_run()
+            self._count(call, started)
+        finally:
+            then()  # Whatever happens: all that is behind it waits for this.
         if started >= self._tidy_at:
             # Django's asynchronous ORM keeps its connections in one thread of asgiref's, which may hang; nobody waits
             # for it, and there is one at a time.
@@ -735,8 +771,7 @@ class Dispatch:
     def _count(self, call: Call, started: float) -> None:
         """Note that a call has ended, and how long it took."""
         seconds = time.monotonic() - started
-        if self._running.pop(call, None) is None:
-            self.watch.ended(call, started)  # It was found slow.
+        self._ended(call, started)
         if self._tallies.is_on:
             durations = call.tally.durations
             if call.callback.is_async:
@@ -763,7 +798,7 @@ class Dispatch:
     def _report(self, call: Call, error: BaseException) -> None:
         if isinstance(error, PermissionDenied) and call.callback.kind == "opener":
             assert not isinstance(call.about, Message)
-            self._turn_away(call.about, call.callback.path, str(error))
+            self._turn_away(call.about, call.callback.path, said_by(error))
             return
         call.tally.failed(error)
         if isinstance(call, Sending):
@@ -771,7 +806,8 @@ class Dispatch:
             if call.record is not None:
                 call.record.errors += 1
         extra = fields_of(call.about)
-        logger.error("%s raised %r for %s", call.callback.path, error, call.subject, exc_info=error, extra=extra)
+        what = error_repr(error)
+        logger.error("%s raised %s for %s", call.callback.path, what, call.subject, exc_info=error, extra=extra)
 
     @property
     def errors(self) -> int:

@@ -5,8 +5,8 @@ export type GroupState = "joining" | "joined" | "refused" | "left";
 
 /**
  * Why the page is not let into a group: no entry of `MEASE_GROUPS` lets anybody in (`not_listed`), what the entry asks
- * for is not met, the page is in as many groups as `MEASE_MAX_GROUPS` allows (`too_many`), or the server does not
- * speak `mease.v1` (`no_subprotocol`).
+ * for is not met or could not be found out (`error`), or the page is in as many groups as `MEASE_MAX_GROUPS` allows
+ * (`too_many`).
  */
 export type Reason =
   | "not_listed"
