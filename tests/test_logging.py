@@ -293,7 +293,7 @@ LOGGING = {
     "handlers": {"mease": {"class": "logging.StreamHandler", "formatter": "mease"}},
     "loggers": {"djmease": {"handlers": ["mease"], "level": "INFO", "propagate": False}},
 }
-"""As the README has it."""
+"""As docs/operations.rst has it."""
 
 
 @pytest.fixture
@@ -368,8 +368,8 @@ def test_a_json_formatter_shows_the_fields(start_server: StartServer, settings: 
     assert unknown.keys() == {"logger", "text"}
 
 
-def test_the_readme_has_this_configuration() -> None:
-    readme = (ROOT / "README.rst").read_text()
-    block = re.search(r"^    LOGGING = (\{.*?^    \})", readme, re.MULTILINE | re.DOTALL)
+def test_the_page_on_running_it_has_this_configuration() -> None:
+    page = (ROOT / "docs" / "operations.rst").read_text()
+    block = re.search(r"^    LOGGING = (\{.*?^    \})", page, re.MULTILINE | re.DOTALL)
     assert block is not None
     assert ast.literal_eval(re.sub(r"^    ", "", block[1], flags=re.MULTILINE)) == LOGGING
