@@ -14,6 +14,7 @@ export type Reason =
   | "permission_required"
   | "user_passes_test"
   | "too_many"
+  | "error"
   | (string & {});
 
 export interface Options {
