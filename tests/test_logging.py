@@ -23,6 +23,7 @@ import djmease
 from djmease import connections
 from djmease.messages import Message
 from djmease.server import dispatch
+from djmease.server.calls import CALL_SIZE
 from djmease.server.complaints import Complaints, fields_of
 from tests.support import DEADLINE, HANDSHAKE, ROOT, LiveServer, eventually, masked_frame
 from tests.test_hostile import RawClient, handshake, request
@@ -158,7 +159,7 @@ def test_a_client_that_sends_too_much(start_server: StartServer, settings: Any, 
 
 
 def test_a_message_that_is_dropped(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, record_of: Find) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 2 * (dispatch.CALL_SIZE + 1))
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 2 * (CALL_SIZE + 1))
     may_end = threading.Event()
 
     @djmease.sender(routing="news")
