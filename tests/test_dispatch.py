@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import sys
 import threading
 import time
@@ -524,7 +525,25 @@ def test_a_line_per_message_names_routing_id_sender_clients_and_time(
     assert client.recv(5) == "x"
     eventually(lambda: any(line.startswith(f"traced {message_id}: ") for line in log_of()))
     line = next(line for line in log_of() if line.startswith(f"traced {message_id}: "))
-    assert ".show, 1 clients, " in line and line.endswith(" ms")
+    assert ".show, 1 client, " in line and line.endswith(" ms")
+
+
+def test_a_line_for_what_a_client_does_names_it_and_what_was_called(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, settings: Any, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+    settings.MEASE_GROUPS = {"open.*": True}
+
+    @djmease.receiver
+    def hear(clients_list: Any) -> None: ...
+
+    client = start_server().connect(subprotocols=["mease.v1"])
+    client.send("x")
+    client.send('\x1e{"type":"join","group":"open.1"}')
+    assert [client.recv(5), client.recv(5)][1] == '\x1e{"type":"joined","group":"open.1"}'
+    lines = eventually(lambda: (found := [line for line in log_of() if line.startswith("client ")])[1:] and found)
+    assert re.fullmatch(r"client \w+: .*\.hear, \d+\.\d ms", lines[0])
+    assert re.fullmatch(r"client \w+: join open\.1, \d+\.\d ms", lines[1])
 
 
 def test_a_routing_without_a_sender_is_named_in_the_traffic(

@@ -14,6 +14,9 @@ from djmease.server.tallies import Record, Tally
 CALL_SIZE = 1000
 """Bytes that a call which waits is counted with beside its message."""
 
+MAX_SHOWN = 40
+"""Characters of what a client has sent that a log line shows."""
+
 Select = Callable[[], ClientsList]
 
 
@@ -62,10 +65,26 @@ class Call:
         return isinstance(self.about, Client) and self.about.is_turned_away and self.callback.kind != "closer"
 
     @property
+    def title(self) -> str:
+        """What log lines say that was called."""
+        return self.callback.path
+
+    @property
     def subject(self) -> str:
         """What log lines name: the routing with the message's id, or the client."""
         about = self.about
         return f"{about.routing} {about.id}" if isinstance(about, Message) else f"client {about.id}"
+
+
+class Asking(Call):
+    """What a client asks for by a header of ``mease.v1``."""
+
+    __slots__ = ()
+
+    @property
+    def title(self) -> str:
+        fields = self.arguments["message"]
+        return " ".join(str(fields[name])[:MAX_SHOWN] for name in ("type", "group") if name in fields)
 
 
 class Sending(Call):

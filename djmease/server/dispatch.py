@@ -19,7 +19,7 @@ from djmease.identities import TURNED_AWAY, Identity, reread
 from djmease.messages import Message, told_back
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.reports import NO_SENDER
-from djmease.server.calls import CALL_SIZE, Call, Question, Sending
+from djmease.server.calls import CALL_SIZE, Asking, Call, Question, Sending
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
 from djmease.server.complaints import Complaints, Lazily, fields_of
@@ -205,7 +205,7 @@ class Dispatch:
         if lane is None:
             return
         size += CALL_SIZE
-        call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot, size)
+        call = Asking(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot, size)
         if self._joining.needs_thread(fields):
             call.question = Question(
                 functools.partial(self._join_refusal, client, fields),

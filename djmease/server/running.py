@@ -146,12 +146,11 @@ class Runner:
         if isinstance(call, Sending):
             call.started, call.seconds = started, seconds
         if traffic_logger.isEnabledFor(logging.INFO):
-            clients = len(call.arguments.get("clients_list") or call.select())
             traffic_logger.info(
-                "%s: %s, %d clients, %.1f ms",
+                "%s: %s, %s%.1f ms",
                 call.subject,
-                call.callback.path,
-                clients,
+                call.title,
+                _clients_of(call) if isinstance(call, Sending) else "",
                 seconds * 1000,
                 extra=fields_of(call.about),
             )
@@ -172,4 +171,9 @@ class Runner:
                 call.record.errors += 1
         extra = fields_of(call.about)
         what = error_repr(error)
-        logger.error("%s raised %s for %s", call.callback.path, what, call.subject, exc_info=error, extra=extra)
+        logger.error("%s raised %s for %s", call.title, what, call.subject, exc_info=error, extra=extra)
+
+
+def _clients_of(call: Sending) -> str:
+    number = len(call.arguments.get("clients_list") or call.select())
+    return f"{number} client{'' if number == 1 else 's'}, "
