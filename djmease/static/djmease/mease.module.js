@@ -1,8 +1,8 @@
 /* The browser's side of django-mease: one WebSocket that comes back by itself, and the groups that a page joins by it.
 
    A plain script that sets the global "mease", so that a script tag is all it takes. The file mease.module.js is this
-   one with exports behind it, mease.d.ts has the types, and the README says how to use it. What goes over the wire is
-   the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
+   one with exports behind it, mease.d.ts has the types, and docs/browser.rst says how to use it. What goes over the
+   wire is the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
 (() => {
   "use strict";
 
