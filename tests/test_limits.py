@@ -234,7 +234,7 @@ def limits(**options: Any) -> Limits[Somebody]:
     return Limits(**{**unlimited, "message_burst": 1, **options})
 
 
-def test_users_are_counted_each_for_itself_and_nobody_is_not_counted() -> None:
+def test_users_are_counted_each_for_itself_and_nobody_is_not_counted(log_of: Log) -> None:
     counted = limits(per_user=1)
     ada = Somebody("1", "7")
     counted.enter(ada)
@@ -248,6 +248,7 @@ def test_users_are_counted_each_for_itself_and_nobody_is_not_counted() -> None:
     counted.leave(ada)
     assert counted.refusal("192.0.2.1", "7") is None
     assert counted.of_user("7") == ()
+    assert any("a handshake from 192.0.2.1, of the user 7, is refused with 429: this user" in line for line in log_of())
 
 
 def test_addresses_are_counted_but_for_those_of_this_machine_where_a_proxy_stands() -> None:

@@ -77,23 +77,22 @@ class Limits(Generic[Client]):
 
     def refusal(self, address: str, user_key: str | None) -> Refusal | None:
         """Return why one more from this address, of this user if it is known yet, is too many; that is counted."""
-        if len(self.clients) >= self._connections:
-            return self._refuse("connections", 503, "this server has as many connections as MEASE_MAX_CONNECTIONS")
         counted = counted_as(address)
+        if len(self.clients) >= self._connections:
+            reason = "this server has as many connections as MEASE_MAX_CONNECTIONS"
+            return self._refuse("connections", address, 503, reason)
         if counted is not None and self._addresses[counted] >= self.per_address:
-            return self._refuse(
-                "address",
-                429,
-                f"{address} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS; if it is a proxy, name it in "
-                "MEASE_TRUSTED_PROXIES",
-            )
+            reason = f"{counted} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS"
+            cure = "if it is a proxy, name it in MEASE_TRUSTED_PROXIES"
+            return self._refuse("address", address, 429, f"{reason}; {cure}")
         if user_key is not None and len(self._users.get(user_key, ())) >= self._per_user:
-            return self._refuse("user", 429, "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER")
+            reason = "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER"
+            return self._refuse("user", f"{address}, of the user {user_key},", 429, reason)
         return None
 
-    def _refuse(self, kind: str, status: int, reason: str) -> Refusal:
+    def _refuse(self, kind: str, who: str, status: int, reason: str) -> Refusal:
         self.refused[kind] += 1
-        self._complaints[kind].say("a handshake is refused with %d: %s", status, reason)
+        self._complaints[kind].say("a handshake from %s is refused with %d: %s", who, status, reason)
         return Refusal(status=status, reason=reason)
 
     def enter(self, client: Client) -> None:
