@@ -292,6 +292,19 @@ def test_unset_means_embedded_while_debug_is_on(settings: Any, short_directory: 
         valkey.release()
 
 
+def test_an_embedded_valkey_whose_directory_cannot_be_one_is_a_failure_of_redis(
+    settings: Any, short_directory: Path, log_of: Log
+) -> None:
+    (short_directory / "file").write_text("")
+    settings.MEASE_REDIS_URL, settings.MEASE_EMBEDDED_DIR = "embedded://", str(short_directory / "file" / "valkey")
+    with pytest.raises(djmease.PublishError, match="Not a directory"):
+        djmease.publish("news", "x")
+    djmease.publish("news", "x", fail_silently=True)
+    assert any("Not a directory" in line for line in log_of())
+    with pytest.raises(djmease.PublishError, match="Not a directory"):
+        djmease.disconnect(client_id="a")
+
+
 @pytest.mark.parametrize(
     ("url", "masked"),
     [
