@@ -16,7 +16,7 @@ from django.db.models.signals import post_delete, post_save
 
 from djmease.identities import session_hash
 from djmease.messages import primary_key
-from djmease.publishing import control_wires, publish_control, refuse_event_loop, send_control
+from djmease.publishing import control_wires, publish_control, read_by_loop, refuse_event_loop, send_control
 
 UNRELATED_FIELDS = {"last_login"}
 """What a login itself saves."""
@@ -35,7 +35,8 @@ def disconnect(*, user: Any = None, client_id: str | None = None) -> None:
 
 async def adisconnect(*, user: Any = None, client_id: str | None = None) -> None:
     """Do what ``disconnect`` does, on an event loop."""
-    await asyncio.to_thread(_disconnect, user, client_id)
+    key = None if user is None else await read_by_loop(primary_key, user)
+    await asyncio.to_thread(_disconnect, key, client_id)
 
 
 def _disconnect(user: Any, client_id: str | None) -> None:

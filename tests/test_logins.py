@@ -6,12 +6,13 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import logout
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
@@ -20,6 +21,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections as databases
 from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
+from django.utils.functional import SimpleLazyObject
 from redis import Redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -27,6 +29,7 @@ from websockets.sync.client import connect
 import djmease
 from djmease import authenticators
 from djmease.connections import control_channel, publisher_pool
+from djmease.publishing import control_wires
 from djmease.rereading import reread_all
 from djmease.server import dispatch, logins
 from tests.support import DEADLINE, LiveServer, eventually
@@ -43,6 +46,15 @@ def ada(transactional_db: None) -> User:
 @pytest.fixture
 def bob(transactional_db: None) -> User:
     return User.objects.create_user("bob", password="old")
+
+
+@pytest.fixture
+def orders() -> Iterator[list[Any]]:
+    """The orders that would be sent to servers."""
+    orders: list[Any] = []
+    control_wires.append(orders.append)
+    yield orders
+    control_wires.remove(orders.append)
 
 
 def browser_of(user: User) -> Browser:
@@ -350,6 +362,14 @@ async def _on_a_loop() -> None:
 def test_disconnect_is_not_for_an_event_loop(redis: str) -> None:
     with pytest.raises(SynchronousOnlyOperation, match="adisconnect"):
         asyncio.run(_on_a_loop())
+
+
+@pytest.mark.django_db
+def test_adisconnect_reads_a_lazy_user_where_djangos_asynchronous_code_does(orders: list[Any]) -> None:
+    user = User.objects.create(username="ada")
+    # In this thread, which has the test's transaction.
+    async_to_sync(djmease.adisconnect)(user=SimpleLazyObject(lambda: User.objects.get(username="ada")))
+    assert orders == [{"order": "disconnect", "users": [str(user.pk)]}]
 
 
 def test_disconnect_raises_where_redis_is_away(settings: Any) -> None:
