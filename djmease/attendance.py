@@ -48,8 +48,8 @@ def presence(group: str) -> list[Person]:
     """Return who is in a group, those first who have been there longest.
 
     Raises ``ValueError`` for a group that no pattern of ``MEASE_PRESENCE`` covers, redis-py's ``RedisError`` or
-    ``OSError`` where Redis does not answer, and ``SynchronousOnlyOperation`` on an event loop, where ``await
-    apresence(...)`` is meant.
+    ``OSError`` where Redis does not answer, ``ImproperlyConfigured`` where no Redis is named, or its URL is none, and
+    ``SynchronousOnlyOperation`` on an event loop, where ``await apresence(...)`` is meant.
     """
     refuse_event_loop("presence", "apresence")
     return _presence(group)
