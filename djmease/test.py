@@ -30,7 +30,7 @@ from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
 from djmease.identities import TURNED_AWAY, name_of
-from djmease.messages import Message, check_group, new_id, primary_key, to_json
+from djmease.messages import Message, check_group, encode_body, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
 
 _REQUIRED: Any = object()
@@ -316,7 +316,7 @@ class TestClient:
 
     def __init__(self, site: _Site, *, user: Any, path: str) -> None:
         parts = urlsplit(path)
-        self._arguments = parse_qs(parts.query)
+        self._arguments = parse_qs(parts.query, keep_blank_values=True)
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
@@ -370,12 +370,16 @@ class TestClient:
 
     def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
         if self.is_open:
-            self.written.append(_as_received(message))
+            self.written.append(_as_received(message, binary))
         return _Finished()
 
     send = write_message
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
+        if not isinstance(code, int | None) or not isinstance(reason, str | None):
+            raise TypeError(f"close takes a number and a text, not {code!r} and {reason!r}")
+        if code is not None and not import_string("djmease.server.protocol.is_sendable_close_code")(code):
+            raise ValueError(f"close code {code!r} may not be sent")
         if self.is_open:
             self.is_open = False
             self.close_code = 1000 if code is None else code
@@ -390,12 +394,11 @@ class TestClient:
         return default
 
 
-def _as_received(message: Any) -> Any:
-    if isinstance(message, str):
-        return str(message)
-    if isinstance(message, (bytes, bytearray, memoryview)):
-        return bytes(message)
-    return json.loads(to_json(message))
+def _as_received(message: Any, binary: bool) -> Any:
+    kind, body = encode_body(message)
+    if kind == b"b" or binary:
+        return body
+    return body.decode() if kind == b"t" else json.loads(body)
 
 
 def _nobody() -> Any:
@@ -423,6 +426,7 @@ class TestClientsList(Sequence[TestClient]):
         return TestClientsList(self._clients[index]) if isinstance(index, slice) else self._clients[index]
 
     def send(self, message: Any, binary: bool = False) -> None:
+        _as_received(message, binary)  # What cannot be encoded is an error also where nobody is to get it.
         for client in self._clients:
             client.write_message(message, binary)
 

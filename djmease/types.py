@@ -79,7 +79,8 @@ class Client(Protocol):
     def get_query_argument(self, name: str, default: Any = ..., strip: bool = True) -> Any:
         """Return an argument of the handshake's query string, the last of its name.
 
-        Raises Tornado's ``MissingArgumentError`` where there is none and no default.
+        Raises Tornado's ``MissingArgumentError`` (in ``djmease.test`` ``LookupError``) where there is none and no
+        default.
         """
 
 
