@@ -31,7 +31,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from djmease.embedded import EMBEDDED_URL, check_private, directory, socket_path
+from djmease.embedded import EMBEDDED_URL, check_private, directory, has_users, socket_path
 
 CONNECT_TIMEOUT = 0.5
 """Seconds for one attempt to connect."""
@@ -74,6 +74,11 @@ def redis_url() -> str:
 def is_embedded() -> bool:
     """Tell whether the settings ask for the embedded Valkey."""
     return redis_url() == EMBEDDED_URL
+
+
+def is_idle() -> bool:
+    """Tell whether Redis is an embedded Valkey that does not run because no server does."""
+    return is_embedded() and not has_users(directory())
 
 
 def connection_url() -> str:

@@ -96,11 +96,6 @@ class Rule:
             return "user_passes_test"
         return None
 
-    @property
-    def strictest(self) -> str:
-        """What is asked last: that is not met where asking fails."""
-        return "user_passes_test" if self.test else "permission_required" if self.permissions else "login_required"
-
 
 def _answer(test: Callable[..., Any], answer: Any) -> Any:
     """Return what a test answered. Raises ``TypeError`` for what is still to be awaited or iterated, which is true."""
@@ -460,6 +455,9 @@ def sender(function: Any = None, /, *rest: Any, routing: Any = None, **options: 
         def show(message, clients_list):
             for client in clients_list:
                 client.write_message(message)
+
+    Raises ``TypeError`` for what is no function, for a Django signal, and for a ``routing`` that is neither a text nor
+    several. All else that is wrong is told by ``manage.py check``, and by the server when it starts.
     """
     return _decorator("sender", function, rest, options, _patterns(routing))
 
@@ -481,7 +479,7 @@ def receiver(function: Any = None, /, *rest: Any, **options: Any) -> Any:
 
     With ``json=True`` it gets parsed JSON, and is passed over for what is not JSON; with ``type`` (a text, a pattern,
     or several) it gets JSON objects whose ``"type"`` matches. ``login_required``, ``permission_required`` and
-    ``user_passes_test`` have the meanings of Django's decorators of these names.
+    ``user_passes_test`` have the meanings of Django's decorators of these names. Raises what ``sender`` does.
     """
     return _decorator("receiver", function, rest, options)
 
@@ -491,7 +489,10 @@ def opener(function: Function, /) -> Function: ...
 @overload
 def opener(**options: Any) -> Callable[[Function], Function]: ...
 def opener(function: Any = None, /, *rest: Any, **options: Any) -> Any:
-    """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``."""
+    """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``.
+
+    It may raise ``PermissionDenied``, which closes the client. Raises what ``sender`` does.
+    """
     return _decorator("opener", function, rest, options)
 
 
@@ -500,5 +501,8 @@ def closer(function: Function, /) -> Function: ...
 @overload
 def closer(**options: Any) -> Callable[[Function], Function]: ...
 def closer(function: Any = None, /, *rest: Any, **options: Any) -> Any:
-    """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``."""
+    """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``.
+
+    Raises what ``sender`` does.
+    """
     return _decorator("closer", function, rest, options)

@@ -1,4 +1,4 @@
-"""``get_status``: what all servers on this prefix report, put together, and whether it is well."""
+"""``get_status``: what all servers on this prefix report, put together; and what they tell where they are asked."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from djmease import connections, embedded
+from djmease import connections
 from djmease.attendance import presence_counts
+from djmease.problems import Problem, find_problems, no_redis, no_server
 from djmease.publishing import publish_control
 from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, ServerReport, read, read_server
 
@@ -31,21 +29,6 @@ MAX_GROUPS = 300
 """How many groups are told at once."""
 MAX_SLICE = connections.RESPONSE_TIMEOUT / 2
 """Seconds that one question to Redis waits."""
-LATE = 3
-"""Intervals without a report after which a server is late."""
-START_COMMAND = "python manage.py run_websocket_server"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """Why it is not well: what is wrong in a sentence, and what cures it, in the language that is active."""
-
-    kind: str
-    """A word for programs: ``redis``, ``no_server``, ``deaf``, ``draining``, ``presence``, ``errors``, ``lost``, ..."""
-    text: str
-    cure: str
-    is_error: bool = True
-    """Whether messages do not arrive, or may not; else it wants looking at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +90,16 @@ def get_status() -> Status:
     """
     nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.key_prefix())
     try:
-        if connections.is_embedded() and not embedded.has_users(embedded.directory()):
-            return replace(nothing, problems=(_no_server(),))
+        if connections.is_idle():
+            return replace(nothing, problems=(no_server(),))
         found, unread = _read_servers()
     except (RedisError, OSError, ImproperlyConfigured) as error:
-        return replace(nothing, problems=(_no_redis(error),))
+        return replace(nothing, problems=(no_redis(error),))
     servers = tuple(sorted(found, key=lambda server: (server.started_at, server.id)))
     return replace(
         nothing,
         servers=servers,
-        problems=_problems(servers, unread, nothing.taken_at),
+        problems=find_problems(servers, unread, nothing.taken_at),
         callbacks=_put_together(servers),
         messages=_last_messages(servers),
     )
@@ -290,144 +273,6 @@ def _read_server(server_id: str, reply: Any) -> ServerReport:
     if server.id != server_id:
         raise ValueError(f"it is of the server {server.id!r:.80}")
     return server
-
-
-# What is wrong
-
-
-def _no_server() -> Problem:
-    return Problem(
-        kind="no_server",
-        text=_("No WebSocket server runs: what is published reaches nobody."),
-        cure=_("Start one: %s") % START_COMMAND,
-    )
-
-
-def _no_redis(error: Exception) -> Problem:
-    return Problem(
-        kind="redis",
-        text=_("Redis does not answer this process: nothing can be published, and no server can be asked."),
-        cure=_("Redis at %(address)s: %(reason)s.")
-        % {"address": connections.address(), "reason": connections.reason(error)},
-    )
-
-
-def _problems(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]], now: float) -> tuple[Problem, ...]:
-    found = [*_of_no_server(servers, unread), *_of_reports(servers, unread), *_of_mixed(servers)]
-    for server in servers:
-        found.extend(_of_server(server, now))
-    return tuple(sorted(found, key=lambda problem: not problem.is_error))
-
-
-def _of_no_server(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]]) -> Iterator[Problem]:
-    if not servers and unread:
-        return
-    if not servers and settings.MEASE_REPORT_INTERVAL is None:
-        yield Problem(
-            kind="unreported",
-            text=_("Whether a WebSocket server runs is not known: MEASE_REPORT_INTERVAL is None, so none reports."),
-            cure=_("Set it to the seconds between two reports, for example 2, and restart the servers."),
-        )
-    elif not servers:
-        yield _no_server()
-    elif all(server.is_draining for server in servers):
-        yield Problem(
-            kind="draining",
-            text=_("All WebSocket servers are stopping, and take no more clients."),
-            cure=_("If no new one comes by itself, start one: %s") % START_COMMAND,
-        )
-
-
-def _of_reports(servers: tuple[ServerReport, ...], unread: list[tuple[str, str]]) -> Iterator[Problem]:
-    for server_id, reason in unread:
-        yield Problem(
-            kind="unread",
-            text=_("The report of the server %(id)s cannot be read: %(reason)s.") % {"id": server_id, "reason": reason},
-            cure=_("It may run another version of django-mease: run the same in all processes."),
-            is_error=not servers,
-        )
-
-
-def _of_mixed(servers: tuple[ServerReport, ...]) -> Iterator[Problem]:
-    # While a new version takes over, the old one is another and stops.
-    staying = [server for server in servers if not server.is_draining]
-    modules = sorted({server.settings for server in staying})
-    if len(modules) > 1:
-        yield Problem(
-            kind="mixed",
-            text=_(
-                "Two sites share one prefix: servers run with the settings %s, and each gets what the other publishes."
-            )
-            % _(" and ").join(modules),
-            cure=_("Give each site and stage a MEASE_KEY_PREFIX of its own."),
-        )
-    elif len({server.registry for server in staying}) > 1:
-        yield Problem(
-            kind="mixed",
-            text=_("Servers run with different callbacks or routes."),
-            cure=_("Run the same code with the same settings in all, and restart those that are behind."),
-            is_error=False,
-        )
-
-
-def _of_server(server: ServerReport, now: float) -> Iterator[Problem]:
-    place = {"pid": server.pid, "host": server.host}
-    if server.is_draining:
-        yield Problem(
-            kind="stopping",
-            text=_("The server %(pid)d on %(host)s is stopping: it sends its clients away, and takes no more.") % place,
-            cure=_("Nothing is wrong if somebody restarts it; its clients come back to the others."),
-            is_error=False,
-        )
-    elif server.trouble is not None:
-        yield Problem(
-            kind="deaf",
-            text=_("The server %(pid)d on %(host)s may not hear what is published: %(trouble)s.")
-            % {**place, "trouble": server.trouble},
-            cure=_("It goes on trying, and needs no restart; see to Redis and the network between them."),
-        )
-    if server.presence_trouble is not None:
-        yield Problem(
-            kind="presence",
-            text=_("The server %(pid)d on %(host)s could not tell Redis who is in its groups: %(trouble)s.")
-            % {**place, "trouble": server.presence_trouble},
-            cure=_(
-                "Until it can, presence() is behind, and joins and leaves come late; it goes on trying, and needs no "
-                "restart."
-            ),
-            is_error=False,
-        )
-    if server.recent_errors:
-        yield Problem(
-            kind="errors",
-            text=ngettext(
-                "Callbacks raised once in the last minute in process %(pid)d on %(host)s.",
-                "Callbacks raised %(count)d times in the last minute in process %(pid)d on %(host)s.",
-                server.recent_errors,
-            )
-            % {**place, "count": server.recent_errors},
-            cure=_("Below is which, with the last error of each; the log has their tracebacks."),
-            is_error=False,
-        )
-    if server.recent_lost:
-        yield Problem(
-            kind="lost",
-            text=_(
-                "The server %(pid)d on %(host)s dropped %(count)d messages or calls in the last minute: its callbacks "
-                "are slower than what comes."
-            )
-            % {**place, "count": server.recent_lost},
-            cure=_("Let them do less, or run more servers; the log names which."),
-        )
-    late = now - server.reported_at
-    if late > LATE * server.interval:
-        yield Problem(
-            kind="late",
-            text=_("The server %(pid)d on %(host)s last reported %(seconds)d seconds ago.")
-            % {**place, "seconds": round(late)},
-            cure=_("It may hang, or its clock may differ from this one."),
-            is_error=False,
-        )
 
 
 # All servers together

@@ -12,7 +12,7 @@ from django.core.management.color import Style
 from djmease import loader
 from djmease.loader import Fault
 from djmease.publishing import UnknownRouting, check_routing
-from djmease.registry import Callback, Registry, Rule, matches, path_of
+from djmease.registry import Callback, GroupRule, Registry, Rule, matches, path_of
 from djmease.tables import Column, Paint, Row, several, table, wrapped
 
 _CALLBACK = (
@@ -29,6 +29,11 @@ RECEIVER_COLUMNS = (
 )
 OPENER_COLUMNS = (Column(title="opener", least=26, keeps_end=True), *_CALLBACK)
 CLOSER_COLUMNS = (Column(title="closer", least=26, keeps_end=True), *_CALLBACK)
+GROUP_COLUMNS = (
+    Column(title="group", least=12),
+    Column(title="who may join", least=12),
+    Column(title="declared in", rank=1, least=16, keeps_end=True),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,11 @@ def registry_text(registry: Registry, faults: Sequence[Fault], *, width: int, st
         ("Receivers", RECEIVER_COLUMNS, receivers),
         ("Openers", OPENER_COLUMNS, [(each.path, *_cells(each)) for each in registry.openers]),
         ("Closers", CLOSER_COLUMNS, [(each.path, *_cells(each)) for each in registry.closers]),
+        (
+            "Groups that pages may join",
+            GROUP_COLUMNS,
+            [(each.pattern, _who_joins(each), each.source) for each in registry.groups],
+        ),
     ]
     sections = [_section(title, columns, rows, width, style) for title, columns, rows in tables if rows]
     if not routes:
@@ -152,6 +162,12 @@ def _whom(rule: Rule | None) -> str:
     return ", ".join(told)
 
 
+def _who_joins(group: GroupRule) -> str:
+    if not group.may_be_joined:
+        return "nobody"
+    return "everybody" if group.rule is None else _whom(group.rule)
+
+
 def _options(callback: Callback) -> dict[str, Any]:
     """Return the callback's own options, by lower-case names."""
     function = callback.function
@@ -171,6 +187,15 @@ def registry_json(registry: Registry, faults: Sequence[Fault]) -> dict[str, Any]
         ],
         "openers": [_callback_json(each) for each in registry.openers],
         "closers": [_callback_json(each) for each in registry.closers],
+        "groups": [
+            {
+                "group": each.pattern,
+                "source": each.source,
+                "may_be_joined": each.may_be_joined,
+                **_rule_json(each.rule),
+            }
+            for each in registry.groups
+        ],
         "faults": [asdict(fault) for fault in faults],
     }
 

@@ -20,18 +20,10 @@ from redis.exceptions import RedisError
 
 from djmease import connections, formats, loader
 from djmease.plots import sparkline
+from djmease.problems import START_COMMAND, Problem
 from djmease.publishing import PublishError
 from djmease.registry import is_pattern
-from djmease.reporting import (
-    START_COMMAND,
-    ClientsReport,
-    GroupsReport,
-    Problem,
-    Status,
-    get_status,
-    list_clients,
-    list_groups,
-)
+from djmease.reporting import ClientsReport, GroupsReport, Status, get_status, list_clients, list_groups
 from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, RoutingReport, ServerReport
 from djmease.tracing import Trace, notes, verdict
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from django.core.management.color import Style
 
-from djmease.reporting import LATE, Problem, Status
+from djmease.problems import LATE, Problem
+from djmease.reporting import Status
 from djmease.reports import CallbackReport, MessageReport, ServerReport
 from djmease.tables import (
     NOTHING,

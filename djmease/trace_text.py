@@ -60,6 +60,8 @@ class _Page:
         trace = self._trace
         if trace.heard is None:
             told = "did not take it" if trace.refusal is None else "was not asked"
+        elif trace.is_idle:
+            told = "does not run: the first server starts it"
         else:
             servers = several(trace.heard, "server")
             told = f"handed it to {servers} on {trace.channel} in {milliseconds(trace.seconds)}"

@@ -12,6 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from djmease import connections, loader, reporting
+from djmease.problems import START_COMMAND
 from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
 from djmease.registry import Callback
 from djmease.reporting import Status
@@ -48,6 +49,8 @@ class Trace:
     """To how many servers Redis handed it; ``None`` where it did not take it."""
     seconds: float = 0.0
     """How long Redis took."""
+    is_idle: bool = False
+    """Whether Redis is an embedded Valkey that does not run, since no server does."""
     servers: tuple[MessageTrace, ...] = ()
     """What each server told."""
     running: tuple[ServerReport, ...] = ()
@@ -115,6 +118,7 @@ def follow_up(trace: Trace, sent: Publication, token: str) -> Trace:
         channel=sent.channels[0],
         is_for_all=sent.is_for_all,
         heard=sent.heard,
+        is_idle=not sent.heard and connections.is_idle(),
         running=status.servers,
     )
     if trace.heard == 0 and not trace.is_for_all:
@@ -194,7 +198,7 @@ def _written(trace: Trace) -> str:
 
 def _unwanted(trace: Trace) -> str:
     if not trace.running:
-        return f"none {_target(trace)}. If no server runs, start one: {reporting.START_COMMAND}"
+        return f"none {_target(trace)}. If no server runs, start one: {START_COMMAND}"
     if not trace.connected:
         return "none is connected."
     return f"{_connected(trace.connected)}, and none {_target(trace)}."
@@ -202,7 +206,7 @@ def _unwanted(trace: Trace) -> str:
 
 def _unheard(trace: Trace) -> str:
     if not trace.silent:
-        return f"no WebSocket server runs. Start one: {reporting.START_COMMAND}"
+        return f"no WebSocket server runs. Start one: {START_COMMAND}"
     return f"no server hears it, though some run: {_named(trace.silent)}."
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from djmease.server import complaints as complaints_module
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, Lazily
 
 
 def test_complaints_are_logged_once_a_second_and_counted(
@@ -22,3 +22,11 @@ def test_complaints_are_logged_once_a_second_and_counted(
     now[0] += 1.5
     complaints.say("bad %s", "again")
     assert log_of() == ["bad 0", "bad again (4 more like this)"]
+
+
+def test_what_is_made_lazily_is_made_for_lines_that_are_written(log_of: Callable[[], list[str]]) -> None:
+    made: list[int] = []
+    complaints = Complaints(logging.getLogger("djmease.test"))
+    for index in range(5):
+        complaints.say("bad %s", Lazily(lambda index=index: str(made.append(index) or index)))  # type: ignore[misc]
+    assert log_of() == ["bad 0"] and set(made) == {0}

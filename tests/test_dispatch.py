@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import sys
 import threading
 import time
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.utils import translation
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import djmease
-from djmease.server import dispatch
+from djmease.server import dispatch, lanes
+from djmease.server.calls import CALL_SIZE
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -179,6 +183,74 @@ def test_an_async_callback_that_raises_is_contained(start_server: StartServer, l
     assert any("fail raised SystemExit('no')" in line for line in log_of())
 
 
+class UntellableError(Exception):
+    def __str__(self) -> str:
+        raise KeyError("detail")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_error_whose_text_cannot_be_made_holds_up_nothing(start_server: StartServer, log_of: Log, kind: str) -> None:
+    def fail(message: Any) -> None:
+        if message == "bad":
+            raise UntellableError
+
+    async def fail_too(message: Any) -> None:
+        fail(message)
+
+    djmease.receiver(fail if kind == "def" else fail_too)
+    djmease.sender(routing="news")(fail if kind == "def" else fail_too)
+
+    @djmease.receiver
+    def answer(client: Any, message: Any) -> None:
+        client.write_message(message)
+
+    @djmease.sender(routing="news")
+    def show(clients_list: Any, message: Any) -> None:
+        clients_list.send(message)
+
+    server = start_server()
+    client = server.connect()
+    for text in ("one", "bad", "two"):
+        client.send(text)
+        assert client.recv(5) == text
+        djmease.publish("news", text)
+        assert client.recv(5) == text
+    lines = [line for line in log_of() if "UntellableError: (its text raised KeyError)" in line]
+    assert len(lines) == 2
+    (tally, _) = server.server._dispatch._tallies.for_routing("news")
+    assert tally.last_error is not None and tally.last_error[1] == "UntellableError: (its text raised KeyError)"
+
+
+def test_who_is_turned_away_without_a_text_that_can_be_made_is_turned_away(start_server: StartServer) -> None:
+    class UntellableDeniedError(UntellableError, PermissionDenied): ...
+
+    @djmease.opener
+    def turn_away() -> None:
+        raise UntellableDeniedError
+
+    with connect(start_server().url) as client, pytest.raises(ConnectionClosed) as closed:
+        client.recv(5)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 4403
+
+
+def test_a_rule_that_cannot_be_asked_is_a_refusal_that_says_so(
+    start_server: StartServer, log_of: Log, db: None
+) -> None:
+    def fails(user: Any) -> bool:
+        raise OSError("the database is away")
+
+    @djmease.receiver(json=True, user_passes_test=fails)
+    def hear(message: Any) -> None:
+        raise AssertionError("it is not to be heard")
+
+    client = start_server().connect()
+    client.send('{"type": "a"}')
+    assert client.recv(5) == '{"type":"mease.refused","reason":"error","refused":"a"}'
+    assert any("hear raised OSError('the database is away')" in line for line in log_of())
+
+
 def test_an_object_with_an_async_call_and_a_partial_are_callbacks(start_server: StartServer) -> None:
     class Answer:
         async def __call__(self, client: Any, message: Any) -> None:
@@ -252,7 +324,7 @@ def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_noth
 def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 5 * (dispatch.CALL_SIZE + 2))
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 5 * (CALL_SIZE + 2))
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -282,7 +354,7 @@ def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
 def test_routings_whose_names_are_endless_have_a_bound_together(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_WAITING", 10 * (dispatch.CALL_SIZE + 1))
+    monkeypatch.setattr(dispatch, "MAX_WAITING", 10 * (CALL_SIZE + 1))
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -306,7 +378,7 @@ def test_routings_whose_names_are_endless_have_a_bound_together(
 def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 10)
+    monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 10)
     may_go_on = threading.Semaphore(0)
     seen: list[str] = []
 
@@ -332,11 +404,41 @@ def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     eventually(lambda: server.server._dispatch.heard.size == 0)
 
 
+def test_a_client_that_asks_for_too_much_by_headers_is_not_read_for_a_while(
+    start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE = None
+    settings.MEASE_GROUPS = {"open.*": True}
+    may_go_on = threading.Event()
+
+    @djmease.receiver
+    def slow() -> None:
+        assert may_go_on.wait(DEADLINE)
+
+    server = start_server()
+    client = server.connect(subprotocols=["mease.v1"])
+    client.send("x")
+    count = 3 * lanes.MAX_CLIENT_LANE
+    for number in range(count):
+        client.send(f'\x1e{{"type":"join","group":"open.1","ref":{number},"more":"{"x" * 3_000}"}}')
+    (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._limits.clients.values())))
+    assert handler.ws_connection is not None
+    eventually(lambda: not handler.ws_connection.is_reading, "a pause")
+    lane = server.server._dispatch._client_lanes[handler]
+    # What came with what filled the lane is in it too.
+    assert len(lane) < lanes.MAX_CLIENT_LANE + 65_536 / 3_000 + 1
+    assert lane.size > len(lane) * 3_000
+    may_go_on.set()
+    assert client.recv(5) == '\x1e{"type":"ready"}'
+    for number in range(count):
+        assert client.recv(5) == f'\x1e{{"type":"joined","group":"open.1","ref":{number}}}'
+
+
 @pytest.mark.parametrize("bound", ["MAX_CLIENT_WAITING", "MAX_HEARD"])
 def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(dispatch, bound, 50_000)
+    monkeypatch.setattr(lanes if bound == "MAX_CLIENT_WAITING" else dispatch, bound, 50_000)
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -361,7 +463,7 @@ def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
 def test_a_client_whose_receivers_never_come_to_what_it_sent_is_closed(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 5)
+    monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 5)
     monkeypatch.setattr(dispatch, "MAX_PAUSE", 0.2)
     may_go_on = threading.Event()
     events: list[str] = []
@@ -431,7 +533,25 @@ def test_a_line_per_message_names_routing_id_sender_clients_and_time(
     assert client.recv(5) == "x"
     eventually(lambda: any(line.startswith(f"traced {message_id}: ") for line in log_of()))
     line = next(line for line in log_of() if line.startswith(f"traced {message_id}: "))
-    assert ".show, 1 clients, " in line and line.endswith(" ms")
+    assert ".show, 1 client, " in line and line.endswith(" ms")
+
+
+def test_a_line_for_what_a_client_does_names_it_and_what_was_called(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, settings: Any, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+    settings.MEASE_GROUPS = {"open.*": True}
+
+    @djmease.receiver
+    def hear(clients_list: Any) -> None: ...
+
+    client = start_server().connect(subprotocols=["mease.v1"])
+    client.send("x")
+    client.send('\x1e{"type":"join","group":"open.1"}')
+    assert [client.recv(5), client.recv(5)][1] == '\x1e{"type":"joined","group":"open.1"}'
+    lines = eventually(lambda: (found := [line for line in log_of() if line.startswith("client ")])[1:] and found)
+    assert re.fullmatch(r"client \w+: .*\.hear, \d+\.\d ms", lines[0])
+    assert re.fullmatch(r"client \w+: join open\.1, \d+\.\d ms", lines[1])
 
 
 def test_a_routing_without_a_sender_is_named_in_the_traffic(

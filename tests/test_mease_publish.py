@@ -77,14 +77,26 @@ def test_text_is_text_unless_it_is_said_to_be_json(redis: str, arguments: list[s
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
-@pytest.mark.parametrize(
-    ("text", "body"), [("hello", "hello"), ("two\nlines\n", "two\nlines"), ("a\n\n", "a\n"), ("", "")]
-)
+@pytest.mark.parametrize(("text", "body"), [("hello", "hello"), ("two\nlines\n", "two\nlines"), ("a\n\n", "a\n")])
 def test_a_message_from_the_standard_input(
     redis: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str, body: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Input(text))
     assert published("news", *arguments).body == body
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"], ["--json"]])
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_input_is_no_message(monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(text))
+    with pytest.raises(
+        CommandError, match="There is no MESSAGE: the standard input is empty. Where that is meant, say"
+    ):
+        run("news", *arguments)
+
+
+def test_an_empty_message_can_be_said(redis: str) -> None:
+    assert published("news", "").body == ""
 
 
 def test_a_person_is_told_that_there_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:

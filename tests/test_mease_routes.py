@@ -37,6 +37,11 @@ def site(settings: Any) -> None:
     ]
     settings.MEASE_OPENERS = [f"{WHERE}.come"]
     settings.MEASE_CLOSERS = [f"{WHERE}.go"]
+    settings.MEASE_GROUPS = {
+        "board.*": True,
+        "board.closed": False,
+        "mine.*": {"LOGIN_REQUIRED": True, "USER_PASSES_TEST": f"{WHERE}.ok"},
+    }
 
 
 async def show(message: Any, *, template: str) -> None: ...
@@ -82,7 +87,7 @@ def test_all_that_is_registered_and_from_where() -> None:
     assert words(told()) == [
         "Routes",
         "routing sender options declared in",
-        "news djmease.senders.broadcast MEASE_ROUTES['news']",
+        "news djmease.senders.broadcast async MEASE_ROUTES['news']",
         "item.* djmease.senders.render template='item.html' MEASE_ROUTES['item.*']",
         f"item.* {WHERE}.show async template='item.html' MEASE_ROUTES['item.*']",
         "",
@@ -99,6 +104,12 @@ def test_all_that_is_registered_and_from_where() -> None:
         "Closers",
         "closer declared in",
         f"{WHERE}.go async MEASE_CLOSERS[0]",
+        "",
+        "Groups that pages may join",
+        "group who may join declared in",
+        "board.* everybody MEASE_GROUPS['board.*']",
+        "board.closed nobody MEASE_GROUPS['board.closed']",
+        f"mine.* logged in, passes {WHERE}.ok MEASE_GROUPS['mine.*']",
     ]
 
 
@@ -181,13 +192,13 @@ def test_routes_of_a_wrong_type_are_a_fault_and_no_traceback(settings: Any, rout
 
 def test_nothing_registered_says_so(settings: Any) -> None:
     settings.MEASE_ROUTES, settings.MEASE_RECEIVERS = {}, []
-    settings.MEASE_OPENERS, settings.MEASE_CLOSERS = [], []
+    settings.MEASE_OPENERS, settings.MEASE_CLOSERS, settings.MEASE_GROUPS = [], [], {}
     assert words(told()) == ["No sender is registered: MEASE_ROUTES is empty, and no mease_registry has one."]
 
 
 def test_json() -> None:
     found = json.loads(told("--json"))
-    assert list(found) == ["routes", "receivers", "openers", "closers", "faults"]
+    assert list(found) == ["routes", "receivers", "openers", "closers", "groups", "faults"]
     assert found["routes"][2] == {
         "routing": "item.*",
         "path": f"{WHERE}.show",
@@ -206,6 +217,24 @@ def test_json() -> None:
         "permission_required": ["app.say"],
         "user_passes_test": f"{WHERE}.ok",
     }
+    assert found["groups"][1:] == [
+        {
+            "group": "board.closed",
+            "source": "MEASE_GROUPS['board.closed']",
+            "may_be_joined": False,
+            "login_required": False,
+            "permission_required": [],
+            "user_passes_test": None,
+        },
+        {
+            "group": "mine.*",
+            "source": "MEASE_GROUPS['mine.*']",
+            "may_be_joined": True,
+            "login_required": True,
+            "permission_required": [],
+            "user_passes_test": f"{WHERE}.ok",
+        },
+    ]
     assert found["faults"] == []
 
 

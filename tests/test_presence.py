@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -292,14 +293,14 @@ def test_joins_and_leaves_come_once_and_in_their_order_to_every_server(start_ser
         assert events == ["join", "leave"] * (len(events) // 2) + ["join"] * (client_id in inside)
 
 
-def runs_of(server: LiveServer) -> list[tuple[roll.Script, tuple[Any, ...]]]:
-    """Return the list of the scripts that a server runs from now on, but for its beats."""
+def runs_of(server: LiveServer, beats: bool = False) -> list[tuple[roll.Script, tuple[Any, ...]]]:
+    """Return the list of the scripts that a server runs from now on, without its beats or with them."""
     attending = server.server._presence
     ran: list[tuple[roll.Script, tuple[Any, ...]]] = []
     run = attending._run
 
     async def note(script: roll.Script, *arguments: Any) -> Any:
-        if script is not roll.BEAT:
+        if beats or script is not roll.BEAT:
             ran.append((script, arguments))
         return await run(script, *arguments)
 
@@ -492,6 +493,30 @@ def test_a_server_that_stands_still_while_it_is_reaped_in_parts_is_there_again(
     assert watching.trouble is None
 
 
+def test_who_reaps_for_long_goes_on_living(
+    start_server: StartServer, admin: Redis, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roll, "REAPED_AT_ONCE", 1)
+    prefixes = (connections.presence_prefix(), connections.group_prefix(), roll.new_seed())
+    admin.eval(roll.BEAT.text, 0, *prefixes, "gone", 7)
+    for number in range(1_000):
+        changes = [(f"board.{number}", f"c{person}", 1, "1.000", '"x",\nnull,\n{}', 1) for person in range(10)]
+        admin.eval(roll.TELL.text, 0, *prefixes, "gone", *itertools.chain(*changes))
+    server = start_server()
+    noted = runs_of(server, beats=True)
+    eventually(lambda: is_over(noted), "the last of those that are gone")
+    ran = [script for script, _ in noted]
+    between = ran[ran.index(roll.REAP) : len(ran) - ran[::-1].index(roll.REAP)]
+    assert between.count(roll.REAP) > 500 and roll.BEAT in between
+    assert not any(djmease.presence_count(f"board.{number}") for number in range(1_000))
+
+
+def is_over(ran: list[tuple[roll.Script, tuple[Any, ...]]]) -> bool:
+    """Tell whether something was reaped, and nothing is any more."""
+    scripts = [script for script, _ in ran]
+    return roll.REAP in scripts and scripts[-3:] == 3 * [roll.BEAT]
+
+
 def test_who_comes_while_redis_is_away_is_announced_to_who_is_on_the_same_server(
     start_server: StartServer, own_valkey: EmbeddedValkey, quick: None
 ) -> None:
@@ -665,6 +690,16 @@ def test_on_a_loop_it_is_apresence(start_server: StartServer) -> None:
         assert await djmease.apresence_count(GROUP) == 1
 
     asyncio.run(ask())
+
+
+def test_a_redis_client_that_decodes_what_it_reads(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_REDIS_OPTIONS = {"decode_responses": True}
+    by_message()
+    page = Page(start_server())
+    page.join(info={"name": "Zoë"})
+    eventually(lambda: djmease.presence_count(GROUP) == 1)
+    (person,) = djmease.presence(GROUP)
+    assert (person.key, person.connections, person.info) == (page.id, 1, {"name": "Zoë"})
 
 
 def test_an_embedded_valkey_that_does_not_run_has_nobody(settings: Any, short_directory: Any) -> None:

@@ -99,6 +99,7 @@ def test_an_announcement_saved_in_the_admin_arrives_at_the_pages(demo: Demo) -> 
     change = re.search(r"/admin/announcements/announcement/\d+/change/", demo.get("/admin/announcements/announcement/"))
     assert change is not None
     with demo.connect(subprotocols=["mease.v1"]) as client:
+        assert client.recv(DEADLINE) == '\x1e{"type":"ready"}'
         client.send('\x1e{"type":"join","group":"board"}')
         assert client.recv(DEADLINE) == '\x1e{"type":"joined","group":"board"}'
         client.send('{"type": "board.look"}')

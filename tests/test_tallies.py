@@ -12,6 +12,7 @@ from djmease.messages import Message
 from djmease.registry import Callback, Registry, Route, bind
 from djmease.server.tallies import (
     BOUNDS,
+    MAX_BODY,
     MAX_MESSAGES,
     MAX_UNROUTED,
     WINDOW,
@@ -122,6 +123,21 @@ def test_switched_off_only_a_traced_message_is_remembered() -> None:
     assert tallies.heard(message(), ()) is None
     traced = Message(routing="news", body="x", id="1", published_at=0.0, size=1, trace="token")
     assert tallies.heard(traced, ()) is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("x" * 1_000, "x" * MAX_BODY),
+        (b"\x00\xff" * 1_000, ("00 ff " * 50)[:-1]),
+        ({"text": "ü", "n": [1, None]}, '{"text":"ü","n":[1,null]}'),
+        ([float("nan"), float("inf")], "[NaN,Infinity]"),
+        (["x" * 50] * 100_000, ('["' + '","'.join(["x" * 50] * 4))[:MAX_BODY]),
+    ],
+)
+def test_the_beginning_of_a_body_is_kept_where_the_setting_says_so(body: Any, shown: str) -> None:
+    record = Tallies(Registry(), is_on=True, shows_bodies=True).heard(message(body=body), ())
+    assert record is not None and record.body == shown
 
 
 def test_the_body_of_a_message_is_not_kept_with_it() -> None:

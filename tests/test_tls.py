@@ -396,7 +396,8 @@ def test_a_close_code_arrives_either_way_and_close_notify_behind_it(
         assert client.frame() == (CLOSE, (4002).to_bytes(2))
         assert client.frame() is None
     eventually(lambda: len(ends) == 2)
-    assert ends[1] == (4002, "bye")
+    # Closers of two clients run side by side.
+    assert set(ends) == {(4001, None), (4002, "bye")}
 
 
 def test_a_violation_is_told_to_a_client_that_still_sends(start_tls: StartServer, trust: ssl.SSLContext) -> None:

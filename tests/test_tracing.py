@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_it_arrives(start_server: StartServer, redis: str) -> None:
         f"Message {trace.id}, on news",
         "Settings 1 sender would run, by the settings here",
         "sender declared in",
-        "djmease.senders.broadcast MEASE_ROUTES['news']",
+        "djmease.senders.broadcast async MEASE_ROUTES['news']",
     ]
     assert text[4].startswith(f"Redis {connections.address()} handed it to 1 server on {redis}news in ")
     assert text[5].startswith(f"Server {os.getpid()} on ") and text[5].endswith("later, for 3 of 3 clients")
@@ -123,6 +124,13 @@ def test_no_server_runs(redis: str) -> None:
     assert verdict(trace) == (
         "It stops behind Redis: no WebSocket server runs. Start one: python manage.py run_websocket_server"
     )
+
+
+def test_an_embedded_valkey_that_no_server_has_started(settings: Any, short_directory: Path) -> None:
+    settings.MEASE_REDIS_URL, settings.MEASE_EMBEDDED_DIR = "embedded://", str(short_directory)
+    lines = text_of(follow("news", "x"))
+    assert any(line.startswith("Redis") and line.endswith("does not run: the first server starts it") for line in lines)
+    assert lines[-1].startswith("It stops behind Redis: no WebSocket server runs.")
 
 
 def test_servers_that_run_and_do_not_hear(redis: str) -> None:

@@ -166,6 +166,59 @@ def test_what_a_job_has_written_leaves_while_it_goes_on() -> None:
     play(scenario, count=2)
 
 
+@pytest.mark.parametrize("is_closer", [False, True])
+def test_threads_that_cannot_be_started_are_started_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_closer: bool
+) -> None:
+    start, failed = threading.Thread.start, []
+
+    def fail(thread: threading.Thread) -> None:
+        failed.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    async def scenario(workers: Workers) -> None:
+        may_end, ended, done = threading.Event(), asyncio.Event(), asyncio.Event()
+        if is_closer:  # Which wants the kept thread only where the others are busy.
+            workers.run(lambda: may_end.wait(DEADLINE), ended.set)
+            await until(lambda: workers.queue().taken == 1)
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        workers.run(lambda: None, done.set, is_closer=is_closer)
+        await until(lambda: len(failed) > 3)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        await done.wait()
+        may_end.set()
+
+    play(scenario, count=2)
+    assert caplog.text.count("no thread can be started, and callbacks wait: can't start new thread") == 1
+
+
+def test_what_fails_in_a_job_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(workers: Workers) -> None:
+        done, again = asyncio.Event(), asyncio.Event()
+
+        def fail() -> None:
+            raise SystemExit("broken")
+
+        workers.run(fail, done.set)
+        await done.wait()
+        workers.run(lambda: None, again.set)
+        await again.wait()
+
+    play(scenario, count=2)
+    assert "broken" in caplog.text
+
+
+def test_nothing_is_looked_for_where_nothing_runs() -> None:
+    async def scenario(workers: Workers) -> None:
+        for _ in range(20):
+            done = asyncio.Event()
+            workers.run(lambda: None, done.set)
+            await done.wait()
+            await until(lambda: workers._timer is None)
+
+    play(scenario, count=2)
+
+
 def test_what_fails_behind_a_job_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(workers: Workers) -> None:
         done = asyncio.Event()

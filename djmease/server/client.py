@@ -42,7 +42,7 @@ class Events(Protocol):
 
     def received(self, client: Client, message: str | bytes) -> None: ...
 
-    def asked(self, client: Client, fields: dict[str, Any]) -> None: ...
+    def asked(self, client: Client, fields: dict[str, Any], size: int) -> None: ...
 
     def closed(self, client: Client) -> None: ...
 
@@ -359,7 +359,7 @@ class Client(WebSocketHandler):
         elif fields.get("type") == "ping":
             self.write_header({"type": "pong"})
         else:
-            self._events.asked(self, fields)
+            self._events.asked(self, fields, len(text))
 
     def write_header(self, fields: dict[str, Any]) -> None:
         """Send a header of ``mease.v1``, behind what has been written; nothing to a client that takes none."""
@@ -368,7 +368,14 @@ class Client(WebSocketHandler):
             self._outbox.write(connection, header_frame(fields))
 
     def on_ping(self, data: bytes) -> None:
-        self._may_send()  # A ping costs as much as a message, for it is answered.
+        self._may_send()  # A ping costs as much as a message, for it is answered; and of pongs there may be no end.
+
+    on_pong = on_ping
+
+    def on_small_fragments(self, count: int) -> None:
+        """Count so many fragments that are too small to be sent for their size."""
+        while count and self._may_send():
+            count -= 1
 
     def _may_send(self) -> bool:
         """Count one message more, and close who sends too many."""

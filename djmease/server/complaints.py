@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from djmease.messages import Message
@@ -17,6 +18,41 @@ def fields_of(about: object) -> dict[str, str]:
         return {"routing": about}
     client_id = getattr(about, "id", None)  # Its connection may have forgotten it.
     return {} if client_id is None else {"client_id": client_id}
+
+
+MAX_ERROR = 500
+"""Characters of an error that are shown."""
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error says, whatever its ``__str__`` does."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its text raised {type(another).__name__})"
+
+
+def error_text(error: BaseException) -> str:
+    """Return of what kind an error is and what it says."""
+    return f"{type(error).__name__}: {said_by(error)}"[:MAX_ERROR]
+
+
+def error_repr(error: BaseException) -> str:
+    """Return ``repr(error)``, or what stands in for one that raises."""
+    try:
+        return repr(error)
+    except Exception:
+        return error_text(error)
+
+
+class Lazily:
+    """Text that is made only where a line with it is written."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+
+    def __str__(self) -> str:
+        return self._make()
 
 
 class Complaints:

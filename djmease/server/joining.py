@@ -49,20 +49,10 @@ class Joining:
         rule = self._rule(fields)
         return fields.get("type") == "join" and rule is not None and rule.rule is not None
 
-    def refuse(self, client: Client, fields: dict[str, Any]) -> bool:
-        """Tell the client what it does not meet, in a thread, if there is anything."""
+    def refusal(self, client: Client, fields: dict[str, Any]) -> str | None:
+        """Return what the client does not meet, in a thread, if there is anything."""
         rule = self._rule(fields)
-        reason = None if rule is None else rule.refusal(client.user, fields["group"])
-        if reason is None:
-            return False
-        self._say_no(client, fields, reason)
-        return True
-
-    def refuse_in_doubt(self, client: Client, fields: dict[str, Any]) -> None:
-        """Tell the client no where asking has failed: it waits for an answer."""
-        rule = self._rule(fields)
-        assert rule is not None and rule.rule is not None
-        self._say_no(client, fields, rule.rule.strictest)
+        return None if rule is None else rule.refusal(client.user, fields["group"])
 
     def _rule(self, fields: dict[str, Any]) -> GroupRule | None:
         group = fields.get("group")
@@ -74,14 +64,14 @@ class Joining:
         elif message.get("type") == "leave":
             self._leave(client, message)
         else:
-            self._say_no(client, message, "unknown_type")
+            self.refuse(client, message, "unknown_type")
 
     async def _join(self, client: Client, fields: dict[str, Any]) -> None:
         group = fields.get("group")
         if self._rule(fields) is None or not isinstance(group, str):
-            self._say_no(client, fields, "not_listed")
+            self.refuse(client, fields, "not_listed")
         elif group not in client.own_groups and len(client.own_groups) >= self._max_groups:
-            self._say_no(client, fields, "too_many")
+            self.refuse(client, fields, "too_many")
         else:
             client.own_groups |= {group}
             await client.ajoin(group)
@@ -94,7 +84,8 @@ class Joining:
             client.leave(group)
         client.write_header(_reply("left", fields))
 
-    def _say_no(self, client: Client, fields: dict[str, Any], reason: str) -> None:
+    def refuse(self, client: Client, fields: dict[str, Any], reason: str) -> None:
+        """Tell the client why it may not."""
         self._complaints.say(
             "client %s may not %.40r %.200r: %s",
             client.id,

@@ -17,9 +17,11 @@ from typing import Any
 
 from djmease.messages import Message
 from djmease.reports import MessageTrace, SenderTrace
+from djmease.server.calls import Sending
 from djmease.server.client import Client
 from djmease.server.clients import Clients
-from djmease.server.dispatch import Dispatch, Sending
+from djmease.server.complaints import error_text
+from djmease.server.dispatch import Dispatch
 from djmease.server.limits import Limits
 from djmease.server.listener import Listener
 from djmease.server.logins import Logins
@@ -27,7 +29,7 @@ from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.presence import Members
 from djmease.server.readers import Readers
-from djmease.server.tallies import MAX_ERROR, Durations, Record, Tallies, Tally
+from djmease.server.tallies import Durations, Record, Tallies, Tally
 
 HISTORY = 150
 """Values of each plot."""
@@ -409,5 +411,5 @@ def _sender(call: Sending, chosen: int) -> SenderTrace:
         seconds=call.seconds,
         handed=chosen if handed is None else len(handed),
         reached=call.reached,
-        error=None if call.error is None else f"{type(call.error).__name__}: {call.error}"[:MAX_ERROR],
+        error=None if call.error is None else error_text(call.error),
     )

@@ -193,6 +193,8 @@ class Presence(Members):
         self._epoch: object = None
         """The life of Redis that was told."""
         self._beat_at = 0.0
+        self._was_dead = False
+        """Whether Redis had taken this server off the roll, and has not been asked what it knows since."""
         self._audited_at = 0.0
         self._bell = asyncio.Event()
 
@@ -221,7 +223,8 @@ class Presence(Members):
     async def leave(self) -> None:
         with suppress(Exception):
             await self._load_scripts()
-            await self._reap(self._server_id, WHATEVER_ITS_AGE)
+            while not await self._reap_some(self._server_id, WHATEVER_ITS_AGE):
+                pass
         await self._link.drop()
 
     async def _wait(self) -> None:
@@ -252,14 +255,23 @@ class Presence(Members):
 
     async def _beat(self, is_new: bool = False) -> None:
         """Say that this server lives, compare with what Redis knows of it where that is not sure, and reap the dead."""
-        epoch, was_dead, *dead = await self._run(roll.BEAT, self._server_id, self._dead_after)
-        self._beat_at = self._loop.time() + self._interval
-        if is_new or was_dead or self._loop.time() - self._audited_at > AUDIT_INTERVAL:
+        epoch, dead = await self._say_alive()
+        if is_new or self._was_dead or self._loop.time() - self._audited_at > AUDIT_INTERVAL:
             await self._audit(epoch)
+            self._was_dead = False
             self._audited_at = self._loop.time()
         for server_id in dead:
             logger.info("the server %s has not been heard of, and is taken off the roll", server_id.decode())
-            await self._reap(server_id, self._dead_after)
+            while not await self._reap_some(server_id, self._dead_after):
+                if self._loop.time() >= self._beat_at:
+                    await self._say_alive()
+
+    async def _say_alive(self) -> tuple[object, list[bytes]]:
+        """Return the name of this life of Redis, and the servers that seem dead."""
+        epoch, was_dead, *dead = await self._run(roll.BEAT, self._server_id, self._dead_after)
+        self._beat_at = self._loop.time() + self._interval
+        self._was_dead |= bool(was_dead)
+        return epoch, dead
 
     async def _audit(self, epoch: object) -> None:
         """Ask what Redis knows of this server, and look at all of it again."""
@@ -274,9 +286,9 @@ class Presence(Members):
             self._told = told
             self._changed = dict.fromkeys([*self._here, *told])
 
-    async def _reap(self, server_id: bytes | str, dead_after: float) -> None:
-        while not await self._run(roll.REAP, server_id, dead_after, roll.REAPED_AT_ONCE):
-            pass
+    async def _reap_some(self, server_id: bytes | str, dead_after: float) -> bool:
+        """Take some of a dead server's persons off the roll, and return whether that was all."""
+        return bool(await self._run(roll.REAP, server_id, dead_after, roll.REAPED_AT_ONCE))
 
     def _take(self) -> list[tuple[Place, Here]]:
         """Return some of what Redis does not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 import time
 from bisect import bisect_left
@@ -11,8 +12,9 @@ from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any, Protocol
 
-from djmease.messages import Message, to_json
+from djmease.messages import Message
 from djmease.registry import Callback, Registry, matches
+from djmease.server.complaints import error_text
 
 MAX_MESSAGES = 50
 """The last messages that are remembered."""
@@ -20,8 +22,6 @@ MAX_UNROUTED = 50
 """Routings without a sender that are remembered: their names are endless."""
 MAX_BODY = 200
 """Characters of a message's body that are shown, where the setting says so."""
-MAX_ERROR = 500
-"""Characters of an error that are shown."""
 WINDOWS = 6
 """Parts of the minute of which recent values are."""
 WINDOW = 10.0
@@ -146,7 +146,7 @@ class Tally:
     def failed(self, error: BaseException) -> None:
         with self.durations._lock:
             self.errors += 1
-            self.last_error = (time.time(), f"{type(error).__name__}: {error}"[:MAX_ERROR])
+            self.last_error = (time.time(), error_text(error))
 
 
 class Record:
@@ -253,7 +253,19 @@ class Tallies:
             tally.durations.turn(now)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _beginning(body: Any) -> str:
     if isinstance(body, bytes):
         return body[: MAX_BODY // 2].hex(" ")
-    return (body if isinstance(body, str) else to_json(body))[:MAX_BODY]
+    if isinstance(body, str):
+        return body[:MAX_BODY]
+    # Piece by piece: the rest of a long one is not encoded. What other programs publish may have NaN in it.
+    size, pieces = 0, []
+    for piece in _ENCODER.iterencode(body):
+        pieces.append(piece)
+        size += len(piece)
+        if size >= MAX_BODY:
+            break
+    return "".join(pieces)[:MAX_BODY]

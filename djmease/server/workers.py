@@ -72,13 +72,14 @@ class Workers:
         """When the kept thread took what it does."""
         self._abandoned = 0
         self._too_many = Complaints(logger, logging.ERROR)
+        self._none_left = Complaints(logger, logging.ERROR)
 
     def queue(self) -> Queue:
         """Tell what waits for threads that are not the kept one."""
         return Queue(self._taken, len(self._jobs), self._limit)
 
     def run(self, job: Step, then: Step, *, is_closer: bool = False) -> None:
-        """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. Neither may raise."""
+        """Run ``job`` in a thread, and ``then`` on the loop; on the loop only. What they raise is logged."""
         with self._lock:
             (self._closers if is_closer else self._jobs).append((job, then))
             if not self._awake or self._is_late:
@@ -108,20 +109,28 @@ class Workers:
     def _wake_one(self) -> None:
         """Wake one thread more, with the lock held; the kept one where all others are busy."""
         if self._awake < self._limit:
-            self._awake += 1
-            if self._awake > self._threads:
+            if self._awake == self._threads:
+                if not self._starts(self._bell):
+                    return
                 self._threads += 1
-                self._start(self._bell)
+            self._awake += 1
             self._bell.put(True)
         elif self._closers and not self._is_kept_awake:
-            self._is_kept_awake = True
             if not self._has_kept:
+                if not self._starts(self._kept_bell):
+                    return
                 self._has_kept = True
-                self._start(self._kept_bell)
+            self._is_kept_awake = True
             self._kept_bell.put(True)
 
-    def _start(self, bell: Bell) -> None:
-        threading.Thread(target=self._work, args=(bell,), name="djmease-worker", daemon=True).start()
+    def _starts(self, bell: Bell) -> bool:
+        """Start a thread, and tell whether the system lets it; what waits is looked at again soon."""
+        try:
+            threading.Thread(target=self._work, args=(bell,), name="djmease-worker", daemon=True).start()
+        except RuntimeError as error:
+            self._none_left.say("no thread can be started, and callbacks wait: %s", error)
+            return False
+        return True
 
     def _replace_kept(self) -> None:
         """Leave the kept thread to a closer that hangs, with the lock held; it ends when that returns."""
@@ -154,7 +163,8 @@ class Workers:
                 self._replace_kept()
             if is_waited_for and self._is_late:
                 self._wake_one()
-            is_busy = self._awake > 0 or self._is_kept_awake
+            # Where no thread could be started, this is all that comes for what waits.
+            is_busy = self._awake > 0 or self._is_kept_awake or bool(self._jobs or self._closers)
             is_helped_soon = is_waited_for and self._has_one_to_wake
         self._outbox.tick()
         if is_busy:
@@ -170,6 +180,10 @@ class Workers:
             except Exception:
                 logger.exception("what waited for a callback failed")
         self._outbox.tick()
+        if self._timer is not None and not (self._awake or self._is_kept_awake or self._jobs or self._closers):
+            # There is nothing to look for. Should a thread be about to take what came last, it tells when it is done.
+            self._timer.cancel()
+            self._timer = None
 
     # In the threads
 
@@ -179,7 +193,10 @@ class Workers:
             while bell.get():
                 while (entry := self._take(bell)) is not None:
                     job, then = entry
-                    job()
+                    try:
+                        job()
+                    except BaseException:
+                        logger.exception("what ran in a thread failed")
                     self._tell(then)
                     # A thread that waits for the next job shall not keep the client of the last one.
                     del entry, job, then

@@ -8,6 +8,7 @@ const SOURCE = readFileSync(FILE, "utf8");
 
 export const PING = '\x1e{"type":"ping"}';
 export const PONG = '\x1e{"type":"pong"}';
+export const READY = '\x1e{"type":"ready"}';
 
 /** Lets promises that are settled run on. */
 export const settle = () => new Promise((resolve) => setImmediate(resolve));
@@ -165,11 +166,13 @@ class Socket {
     world.sockets.push(this);
   }
 
-  open() {
+  /** It comes about; "isReady" where the openers of the server are done in the same moment. */
+  open({ isReady = true } = {}) {
     const { protocol } = this.world;
     this.readyState = 1;
     this.protocol = this.protocols.includes(protocol) ? protocol : "";
     this.onopen?.({});
+    if (isReady && this.protocol === "mease.v1") this.receive(READY);
   }
 
   isQuestion(data) {
@@ -193,14 +196,8 @@ class Socket {
     if (this.readyState === 1) this.onmessage?.({ data: isFrame ? data : JSON.stringify(data) });
   }
 
-  /** It ends without the page's doing; where it never came, so does what is tried at once in its place. */
+  /** It ends without the page's doing. */
   end(code = 1006, reason = "") {
-    const hasBeenOpen = this.readyState > 0;
-    this.fail(code, reason);
-    if (!hasBeenOpen && this.world.socket !== this) this.world.socket.fail(code, reason);
-  }
-
-  fail(code = 1006, reason = "") {
     this.readyState = 3;
     this.onclose?.({ code, reason });
   }

@@ -14,8 +14,8 @@ from django.core.management.base import CommandError
 
 from djmease import messages, tracing
 from djmease.management.terminal import TerminalCommand
+from djmease.problems import START_COMMAND
 from djmease.publishing import Publication, PublishError, UnknownRouting, publish_now
-from djmease.reporting import START_COMMAND
 from djmease.tables import several
 from djmease.trace_text import trace_text
 
@@ -94,7 +94,11 @@ def _message(options: dict[str, Any]) -> Any:
         raise CommandError(
             "There is no MESSAGE: say it behind the routing, or say - and type it, with Ctrl-D behind it."
         )
-    text = _as_text(_stdin() if text in (None, STDIN) else text)
+    if text in (None, STDIN):
+        text = _stdin()
+        if not text:
+            raise CommandError("There is no MESSAGE: the standard input is empty. Where that is meant, say ''.")
+    text = _as_text(text)
     if not options["json"]:
         return text
     try:

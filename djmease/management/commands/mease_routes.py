@@ -14,8 +14,8 @@ from djmease.routes_text import registry_json, registry_text, resolution_json, r
 
 class Command(TerminalCommand):
     help = (
-        "Lists the routes, receivers, openers and closers, and where each was declared; or tells which senders would "
-        "run for a routing, with the exit code 1 where none would. It asks no server, and no Redis."
+        "Lists the routes, receivers, openers, closers and groups, and where each was declared; or tells which senders "
+        "would run for a routing, with the exit code 1 where none would. It asks no server, and no Redis."
     )
     example = "mease_routes chat.message"
 

@@ -1,8 +1,8 @@
 /* The browser's side of django-mease: one WebSocket that comes back by itself, and the groups that a page joins by it.
 
    A plain script that sets the global "mease", so that a script tag is all it takes. The file mease.module.js is this
-   one with exports behind it, mease.d.ts has the types, and the README says how to use it. What goes over the wire is
-   the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
+   one with exports behind it, mease.d.ts has the types, and docs/browser.rst says how to use it. What goes over the
+   wire is the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
 (() => {
   "use strict";
 
@@ -29,6 +29,7 @@
   const MARK = "\x1e";
   const NEWLINE = "\n";
   const GROUP_NAME = /^[\w.:/@+-]{1,200}$/;
+  const NO_NAME = "is no name of a group: it has 1 to 200 of letters, digits and ._:-/@+";
   const LIVE_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped", "gap"];
   const GROUP_EVENTS = ["message", "joined", "refused"];
   const DEFAULTS = { maxQueue: 100, heartbeat: 25, final: [] };
@@ -47,6 +48,10 @@
       const entry = { handler };        // so that one function may be there twice
       this.#handlers.set(name, handlers.add(entry));
       return () => void handlers.delete(entry);
+    }
+
+    has(name) {
+      return this.#handlers.get(name)?.size > 0;
     }
 
     emit(name, ...details) {
@@ -94,6 +99,9 @@
       this.state = state;
       this.#hasBeenIn ||= state === "joined";
       this.events.emit(state, details);
+      if (state !== "refused" || this.events.has(state)) return;
+      const cure = details.reason === "not_listed" ? ": MEASE_GROUPS says who may join which groups" : "";
+      console.warn(`mease: the group ${this.name} is refused (${details.reason})${cure}`);
     }
 
     lose() {
@@ -109,8 +117,8 @@
     #events = new Events(LIVE_EVENTS);
     #memberships = new Map();           // by the names of the groups
     #lastRef = 0;
-    #hasHeaders = false;                // whether the last connection that opened speaks mease.v1
     #queue = [];
+    #early = [];                        // what came before the server was ready: nothing comes before "open"
     #socket = null;
     #timer;                             // what is waited for: an attempt, its end, or the next look at the silence
     #attempt = null;                    // the one under way; an older one sees that it is not, and gives up
@@ -118,7 +126,7 @@
     #notBefore = 0;
     #failures = 0;                      // since a connection was good
     #backoff = 0;                       // how often the longest delay has doubled
-    #openedAt = 0;                      // 0 while it is not open
+    #openedAt = 0;                      // of the connection, 0 while there is none; the server may not be ready yet
     #hasBeenOpen = false;
     #heardAt = 0;
     #isProbing = false;
@@ -143,11 +151,11 @@
     group(name) {
       const known = this.#memberships.get(name);
       if (known) return known.group;
-      if (typeof name !== "string" || !GROUP_NAME.test(name)) throw new TypeError(`mease: ${name} is no group's name`);
+      if (typeof name !== "string" || !GROUP_NAME.test(name)) throw new TypeError(`mease: "${name}" ${NO_NAME}`);
       const membership = new Membership(name, (it) => this.#leave(it));
       if (this.#isOver()) membership.state = "left";
       else this.#memberships.set(name, membership);
-      if (this.#isOpen()) this.#ask("join", membership);
+      if (this.#isConnected()) this.#ask("join", membership);
       return membership.group;
     }
 
@@ -171,7 +179,11 @@
     }
 
     #isOpen() {
-      return this.#state === "open" && this.#socket.readyState === 1;
+      return this.#state === "open" && this.#isConnected();
+    }
+
+    #isConnected() {
+      return this.#openedAt > 0 && this.#socket.readyState === 1;
     }
 
     #isOver() {
@@ -185,7 +197,7 @@
 
     // What begins as if it had a header is given one.
     #transmit(frame) {
-      this.#socket.send(this.#hasHeaders && frame[0] === MARK ? headed({}) + NEWLINE + frame : frame);
+      this.#socket.send(frame[0] === MARK ? headed({}) + NEWLINE + frame : frame);
     }
 
     #drop(data, reason) {
@@ -220,31 +232,28 @@
     #dial(protocols) {
       const socket = (this.#socket = new WebSocket(this.#url, protocols));
       socket.binaryType = "arraybuffer";
-      socket.onopen = () => this.#open();
+      socket.onopen = () => this.#connected();
       socket.onmessage = (event) => this.#receive(event);
-      socket.onclose = (event) => {
-        if (protocols.length === 1 && this.#mayBeForeign()) this.#dial([]);
-        else this.#lose(event.code, event.reason);
-      };
+      socket.onclose = (event) => this.#lose(event.code, event.reason);
     }
 
-    // A browser may fail a connection to a server that agrees on nothing, and does not say why. So it is tried without,
-    // but not for a first failure, which may have any cause: without there are no groups and no signs of life.
-    #mayBeForeign() {
-      return !this.#openedAt && !this.#hasHeaders && this.#failures > 0;
+    // It is open when the server is ready: what is published while its openers run does not come, and is to be asked for.
+    #connected() {
+      // A browser fails such a connection by itself, as its standard has it.
+      if (this.#socket.protocol !== PROTOCOL) return this.#lose(BROKEN, `the server does not speak ${PROTOCOL}`);
+      this.#attempt = null;
+      this.#openedAt = this.#heardAt = Date.now();
+      this.#watch();
+      for (const membership of this.#memberships.values()) this.#ask("join", membership);
     }
 
     #open() {
       const again = this.#hasBeenOpen;
       this.#state = "open";
-      this.#attempt = null;
       this.#hasBeenOpen = true;
       this.#hasWarned = false;
-      this.#hasHeaders = this.#socket.protocol === PROTOCOL;
-      this.#openedAt = this.#heardAt = Date.now();
-      this.#watch();
-      for (const membership of this.#memberships.values()) this.#ask("join", membership);
       this.#events.emit("open", { again });       // before what waited: a handler asks what it missed, say
+      for (const message of this.#early.splice(0)) this.#tell(...message);
       this.#flush();
     }
 
@@ -254,8 +263,8 @@
         this.#isProbing = false;
         this.#flush();
       }
-      if (this.#hasHeaders && hasHeader(event.data)) this.#receiveHeaded(event);
-      else this.#events.tell(parse(event.data), event);
+      if (hasHeader(event.data)) this.#receiveHeaded(event);
+      else this.#tell(parse(event.data), event);
     }
 
     #receiveHeaded({ data: frame, origin }) {
@@ -263,12 +272,18 @@
       if (message === undefined) return this.#heed(header);
       const data = parse(message);
       const event = new MessageEvent("message", { data: message, origin });
+      this.#tell(data, event, header?.groups);
+    }
+
+    #tell(data, event, groups = []) {
+      if (this.#state !== "open") return void this.#early.push([data, event, groups]);
       this.#events.tell(data, event);
-      for (const name of header?.groups ?? []) this.#memberships.get(name)?.events.tell(data, event);
+      for (const name of groups) this.#memberships.get(name)?.events.tell(data, event);
     }
 
     #heed(header) {
-      if (header?.type === "gap") this.#tellOfGap(header);
+      if (header?.type === "ready" && this.#state !== "open") this.#open();
+      else if (header?.type === "gap") this.#tellOfGap(header);
       else this.#memberships.get(header?.group)?.answer(header);
     }
 
@@ -283,21 +298,20 @@
     #ask(type, membership) {
       const group = membership.name;
       const ref = (membership.ref = ++this.#lastRef);
-      if (this.#hasHeaders) this.#socket.send(headed({ type, group, ref }));
-      else queueMicrotask(() => membership.answer({ type: "refused", ref, reason: "no_subprotocol" }));
+      this.#socket.send(headed({ type, group, ref }));
     }
 
     #leave(membership) {
       if (membership.state === "left") return;
       this.#memberships.delete(membership.name);
       membership.state = "left";
-      if (this.#isOpen()) this.#ask("leave", membership);
+      if (this.#isConnected()) this.#ask("leave", membership);
     }
 
     /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
 
     get #heartbeat() {
-      return this.#hasHeaders ? this.#options.heartbeat * SECOND : 0;
+      return this.#options.heartbeat * SECOND;
     }
 
     #watch() {
@@ -313,7 +327,7 @@
     }
 
     #probe() {
-      if (this.#isProbing || !this.#isOpen() || !this.#heartbeat) return;
+      if (this.#isProbing || !this.#isConnected() || !this.#heartbeat) return;
       this.#isProbing = true;
       this.#socket.send(headed({ type: "ping" }));
       this.#watch();
@@ -355,8 +369,8 @@
 
     #reconnect(code, reason) {
       const now = Date.now();
-      const wasOpen = this.#openedAt > 0;
-      if (wasOpen && now - this.#openedAt >= STABLE_AFTER) this.#failures = this.#backoff = 0;
+      const wasOpen = this.#state === "open";
+      if (this.#openedAt && now - this.#openedAt >= STABLE_AFTER) this.#failures = this.#backoff = 0;
       const delay = this.#delay(code, now);
       this.#failures++;
       this.#backoff++;
@@ -383,7 +397,7 @@
     }
 
     #end(state, details) {
-      const wasOpen = this.#openedAt > 0;
+      const wasOpen = this.#state === "open";
       const unsent = this.#queue.splice(0).length;
       this.#letGo();
       this.#listening.abort();
@@ -401,6 +415,7 @@
       clearTimeout(this.#timer);
       this.#socket = this.#attempt = null;
       this.#openedAt = 0;
+      this.#early = [];
       this.#isProbing = false;
       for (const membership of this.#memberships.values()) membership.lose();
       if (!socket) return;
