@@ -40,7 +40,7 @@ STOP_TIMEOUT = 5.0
 LOOK_TIMEOUT = 0.2
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
 _MAX_SOCKET_PATH = 103
-PLACE = "the absolute path of a directory as a string"
+PLACE = "the absolute path of a directory, as a string or a Path"
 """What ``MEASE_EMBEDDED_DIR`` should be, in words."""
 
 
@@ -52,11 +52,14 @@ def directory() -> Path:
     configured = settings.MEASE_EMBEDDED_DIR
     if configured is not None and not is_place(configured):
         raise ImproperlyConfigured(f"MEASE_EMBEDDED_DIR is {configured!r}: it should be {PLACE}, or None.")
-    return _directory(configured, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None))
+    place = None if configured is None else os.fspath(configured)
+    return _directory(place, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None))
 
 
 def is_place(value: object) -> bool:
     """Tell whether a value of ``MEASE_EMBEDDED_DIR`` may be a directory, the same wherever a process runs."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, str) or not os.path.isabs(value) or "\0" in value:
         return False
     try:
