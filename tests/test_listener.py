@@ -234,6 +234,66 @@ def test_an_embedded_valkey_that_died_is_revived(redis: str, own_valkey: Embedde
     asyncio.run(run())
 
 
+def test_more_channels_than_one_timeout_has_time_for_are_subscribed_and_others_get_their_turn(
+    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(listener_module, "MAX_BATCH", 1)
+
+    async def run(count: int) -> tuple[float, int]:
+        """Return the seconds that so many channels took, and how many turns others had meanwhile."""
+        listener = make_listener(redis)
+        for index in range(count):
+            listener._subscriptions.hold(listener._subscriptions.of_group(f"room.{index}"))
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        others = asyncio.create_task(take_turns())
+        began = time.monotonic()
+        await listener.start()
+        seconds = time.monotonic() - began
+        others.cancel()
+        assert len(listener._subscriptions._confirmed) == count
+        await listener._drop()
+        return seconds, turns
+
+    count, seconds = 1000, 0.0
+    while seconds <= 2 * listener_module.CONNECT_TIMEOUT:
+        count *= 2
+        seconds, turns = asyncio.run(run(count))
+        assert turns >= count
+
+
+def test_what_is_for_everybody_is_heard_while_it_still_subscribes(
+    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(publisher: Redis) -> list[str]:
+        heard: list[str] = []
+        listener = make_listener(redis, on_message=lambda message: heard.append(message.body))
+        held = listener._subscriptions
+        for index in range(2 * listener_module.MAX_BATCH):
+            held.hold(held.of_group(f"room.{index}"))
+        confirmed = held.confirmed
+
+        def confirm(channel: str) -> None:
+            confirmed(channel)
+            if channel == held.of_group("room.0"):
+                publisher.publish(f"{redis}a", "for all")
+
+        monkeypatch.setattr(held, "confirmed", confirm)
+        await listener.start()
+        await listener._drop()
+        return heard
+
+    with Redis(unix_socket_path=str(valkey.socket)) as publisher:
+        assert asyncio.run(run(publisher)) == ["for all"]
+
+
 def test_a_server_that_answers_nothing_at_the_start_is_a_timeout(
     redis: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NoReturn
 
 from redis.asyncio import Connection
@@ -28,7 +29,7 @@ from djmease.server.subscriptions import Subscriptions
 logger = logging.getLogger("djmease.listener")
 
 CONNECT_TIMEOUT = 2.0
-"""Seconds for connecting, authenticating and subscribing."""
+"""Seconds for connecting and authenticating, and then for each answer of Redis until all is subscribed."""
 HEARTBEAT_INTERVAL = 5.0
 """Seconds between two of this server's heartbeats."""
 DEAF_AFTER = 60.0
@@ -43,6 +44,7 @@ MAX_BACKOFF = 1.0
 """Seconds between two attempts to come back, at most."""
 MAX_BATCH = 1000
 """Channels of one command."""
+CONFIRMATIONS = (b"subscribe", b"psubscribe")
 RECENT = 1000
 """How many ids are remembered, to drop a message that a publisher has sent twice."""
 
@@ -155,15 +157,13 @@ class Listener:
     async def _subscribe(self) -> None:
         connection = self._make_connection()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(CONNECT_TIMEOUT) as deadline:
                 await connection.connect()
-                await connection.send_command("SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                await self._ask(connection, deadline, "SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                # What is for everybody comes first, so that as little of it as can be is missed.
+                await self._ask(connection, deadline, "PSUBSCRIBE", _escaped(self._prefix) + b"*")
                 for channels in _batches(self._subscriptions.channels()):
-                    await connection.send_command("SUBSCRIBE", *channels)
-                await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
-                # What comes on the channels may come before the pattern is confirmed, which is confirmed last.
-                while (reply := await connection.read_response(disable_decoding=True))[0] != b"psubscribe":
-                    self._take(reply)
+                    await self._ask(connection, deadline, "SUBSCRIBE", *channels)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -171,6 +171,24 @@ class Listener:
         self._subscriptions.connected()
         self._waited = 0.0
         self._heard_at = time.monotonic()
+
+    async def _ask(self, connection: Connection, deadline: asyncio.Timeout, *command: bytes | str) -> None:
+        """Send one command for channels, and return when Redis has confirmed them; each answer moves the deadline on.
+
+        What comes on other channels meanwhile is taken. One command after another: a Redis that writes faster than it
+        is read would close the connection (``client-output-buffer-limit pubsub``).
+        """
+        await connection.send_command(*command)
+        left = len(command) - 1
+        while left:
+            replies = [await connection.read_response(disable_decoding=True)]
+            deadline.reschedule(asyncio.get_running_loop().time() + CONNECT_TIMEOUT)
+            for reply in chain(replies, _replies_that_have_come(connection)):
+                self._take(reply)
+                left -= reply[0] in CONFIRMATIONS
+                if not left:
+                    break  # What is behind it is for whoever reads next.
+        await asyncio.sleep(0)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
