@@ -32,7 +32,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate", "server.complaints", "server.link", "server.names"},
+    {"server.background", "server.deflate", "server.complaints", "server.link", "server.names"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",

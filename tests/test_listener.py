@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from djmease import connections
 from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, encode
+from djmease.server import background
 from djmease.server import listener as listener_module
 from djmease.server.listener import Listener
 from djmease.server.subscriptions import Subscriptions
@@ -220,6 +221,28 @@ def test_a_connection_that_redis_kills_is_made_anew(redis: str, own_valkey: Embe
                 return body
 
     assert asyncio.run(run()) == "after"
+
+
+def test_a_channel_that_redis_cannot_be_told_of_is_no_end_of_telling_it_of_others(
+    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    monkeypatch.setattr(background, "PAUSE", 0.01)
+
+    async def run() -> None:
+        async with running(make_listener(redis)) as listener:
+            held = listener._subscriptions
+            held.hold("\udc80")
+            await within(lambda: any("channels are wanted has failed" in line for line in log_of()))
+            # It cannot subscribe to all that is held, either.
+            await within(lambda: not listener.is_hearing)
+            held.release("\udc80")
+            await within(lambda: listener.is_hearing)
+            held.hold(held.of_group("a"))
+            async with asyncio.timeout(DEADLINE):
+                await held.wait_on_loop(held.of_group("a"))
+            assert held.of_group("a") in held._confirmed
+
+    asyncio.run(run())
 
 
 def test_an_embedded_valkey_that_died_is_revived(redis: str, own_valkey: EmbeddedValkey, log_of: Log) -> None:

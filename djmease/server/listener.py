@@ -14,7 +14,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
+from djmease.server.background import Background
 from djmease.server.complaints import Complaints, fields_of
 from djmease.server.pulse import REFUSALS, Pulse
 from djmease.server.subscriptions import Subscriptions
@@ -143,15 +143,16 @@ class Listener:
 
     async def run(self) -> None:
         """Read until cancelled; a Redis that goes away is waited for."""
-        beside = [asyncio.create_task(work) for work in (self._pulse.run(), self._watch(), self._tell_changes())]
+        beside = Background(logger)
+        beside.keep("the heartbeat", self._pulse.run)
+        beside.keep("the watch for the heartbeat", self._watch)
+        beside.keep("telling Redis which channels are wanted", self._tell_changes)
         try:
             while True:
                 # Outside of the except clause, or what fails later would have this error for its context.
                 await self._come_back(await self._read_until_it_fails())
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await beside.stop()
             await self._drop()
 
     async def _subscribe(self) -> None:
@@ -206,12 +207,17 @@ class Listener:
                 continue  # It subscribes to all that is held when it comes back.
             commands = [("UNSUBSCRIBE", *channels) for channels in _batches(changes.unsubscribe)]
             commands += [("SUBSCRIBE", *channels) for channels in _batches(changes.subscribe)]
-            # What fails here ends the reading of this connection too.
-            with suppress(RedisError, OSError):
+            try:
                 for command in commands:
                     if connection is not self._connection:
                         break  # One that was given up would be connected again by redis-py, and nobody would read it.
                     await connection.send_command(*command)
+            except (RedisError, OSError):
+                pass  # It ends the reading of this connection too.
+            except Exception:
+                # Nobody knows what Redis was told: a new connection is told all of it.
+                await connection.disconnect(nowait=True)
+                raise
 
     async def _read_until_it_fails(self) -> Exception:
         try:

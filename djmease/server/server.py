@@ -8,7 +8,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from tornado.httputil import HTTPServerRequest
 from djmease.identities import Identity
 from djmease.messages import Message
 from djmease.registry import Registry
+from djmease.server.background import Background
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
@@ -185,7 +186,7 @@ class Server:
             reply_prefix=names.reply_prefix,
             explain=explain,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background(logger)
         self._http = make_http_server(
             path=path,
             clients={
@@ -235,9 +236,9 @@ class Server:
         stopping = asyncio.create_task(self._stopping.wait())
         listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
         if self._reporter is not None:
-            self._run(self._reporter.run())
+            self._tasks.keep("the report", self._reporter.run)
         if self._presence is not None:
-            self._run(self._presence.run())
+            self._tasks.keep("telling who is in groups", self._presence.run)
         try:
             await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -281,7 +282,7 @@ class Server:
             if self._reporter is not None:
                 self._reporter.answer(order.get("reply"), await tell(order))
 
-        return lambda order: self._run(answer(order))
+        return lambda order: self._tasks.run("an answer", answer(order))
 
     def _on_traced(self, message: Message, *what: Any) -> None:
         if self._reporter is not None:
@@ -294,17 +295,12 @@ class Server:
             if client.takes_headers and client.ws_connection is not None:
                 self._outbox.write(client.ws_connection, frame)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _end(self, listening: asyncio.Task[Any]) -> None:
         self._stopping.set()
         self._http.stop()
         await self._send_away()
         self._pings.stop()
-        self._logins.stop()
+        await self._logins.stop()
         listening.cancel()
         for client in tuple(self._limits.clients.values()):
             client.close(*RESTART)
@@ -322,10 +318,7 @@ class Server:
 
     async def _stop_telling(self) -> None:
         """Tell Redis of this server to the end, and be gone from the list of servers and from the roll then."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
         if self._reporter is not None:
             await self._reporter.leave()
         if self._presence is not None:
