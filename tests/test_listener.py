@@ -27,21 +27,15 @@ from tests.support import DEADLINE
 Log = Callable[[], list[str]]
 
 
-def make_listener(prefix: str, **options: Any) -> Listener:
+def make_listener(**options: Any) -> Listener:
     """Return a listener by the settings of the moment."""
     nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
     defaults = dict.fromkeys(("on_message", "on_heartbeat", "on_control", "on_gap"), nothing)
     return Listener(
         connect=connections.listener_connection,
-        prefix=prefix,
-        heartbeat_channel=connections.heartbeat_channel(),
-        control_channel=connections.control_channel(),
+        names=connections.names(),
         heartbeat=b'{"id": "own"}',
-        subscriptions=Subscriptions(
-            asyncio.get_running_loop(),
-            group_prefix=connections.group_prefix(),
-            user_prefix=connections.user_prefix(),
-        ),
+        subscriptions=Subscriptions(asyncio.get_running_loop(), names=connections.names()),
         explain=connections.reason,
         **{**defaults, **options},
     )
@@ -59,11 +53,11 @@ async def running(listener: Listener) -> AsyncIterator[Listener]:
 
 
 @asynccontextmanager
-async def listening(prefix: str, **options: Any) -> AsyncIterator[asyncio.Queue[Message]]:
+async def listening(**options: Any) -> AsyncIterator[asyncio.Queue[Message]]:
     """Run a listener by the settings of the moment, and give what it hears."""
     heard: asyncio.Queue[Message] = asyncio.Queue()
     options.setdefault("on_message", heard.put_nowait)
-    async with running(make_listener(prefix, **options)):
+    async with running(make_listener(**options)):
         yield heard
 
 
@@ -79,7 +73,7 @@ def payload(message_id: str, body: bytes = b"x") -> bytes:
 
 def test_a_burst_is_heard_whole_and_in_order(redis: str, valkey: EmbeddedValkey) -> None:
     async def run() -> list[str]:
-        async with listening(redis) as heard, asyncio.timeout(DEADLINE):
+        async with listening() as heard, asyncio.timeout(DEADLINE):
             with Redis(unix_socket_path=str(valkey.socket)) as publisher, publisher.pipeline() as pipeline:
                 for index in range(5000):
                     pipeline.publish(f"{redis}burst", payload(f"{index:016x}", str(index).encode()))
@@ -91,7 +85,7 @@ def test_a_burst_is_heard_whole_and_in_order(redis: str, valkey: EmbeddedValkey)
 
 def test_ids_are_remembered_for_a_while_and_not_for_ever(redis: str, valkey: EmbeddedValkey) -> None:
     async def run() -> tuple[int, int]:
-        listener = make_listener(redis)
+        listener = make_listener()
         for index in range(3 * listener_module.RECENT):
             listener._hear(f"{redis}a".encode(), payload(f"{index:016x}"), "a")
         return len(listener._recent), len(listener._recent_order)
@@ -110,7 +104,7 @@ def test_a_message_that_cannot_be_handed_on_does_not_end_the_listener(
                 raise RuntimeError("no")
             heard.put_nowait(message)
 
-        async with listening(redis, on_message=hear), asyncio.timeout(DEADLINE):
+        async with listening(on_message=hear), asyncio.timeout(DEADLINE):
             with Redis(unix_socket_path=str(valkey.socket)) as publisher:
                 publisher.publish(f"{redis}a", "bad")
                 publisher.publish(f"{redis}a", "good")
@@ -127,8 +121,8 @@ def test_a_redis_to_which_nobody_publishes_is_heard_by_the_heartbeat_and_stays(
     async def run() -> None:
         beats = 0
         with Redis(unix_socket_path=str(valkey.socket)) as other, other.pubsub() as pubsub:
-            pubsub.subscribe(connections.heartbeat_channel())
-            async with running(make_listener(redis, heartbeat_interval=0.02)) as listener, asyncio.timeout(DEADLINE):
+            pubsub.subscribe(connections.names().heartbeat_channel)
+            async with running(make_listener(heartbeat_interval=0.02)) as listener, asyncio.timeout(DEADLINE):
                 while beats < 10:
                     beats += (pubsub.get_message(timeout=0.0) or {}).get("type") == "message"
                     await asyncio.sleep(0.001)
@@ -140,7 +134,7 @@ def test_a_redis_to_which_nobody_publishes_is_heard_by_the_heartbeat_and_stays(
 
 def test_a_loop_that_stood_still_has_not_been_deaf(redis: str, valkey: EmbeddedValkey, log_of: Log) -> None:
     async def run() -> None:
-        async with running(make_listener(redis, heartbeat_interval=0.1, deaf_after=0.5)) as listener:
+        async with running(make_listener(heartbeat_interval=0.1, deaf_after=0.5)) as listener:
             time.sleep(0.6)
             await asyncio.sleep(0)
             await within(lambda: listener._silence == 0.0)
@@ -161,10 +155,10 @@ def test_orders_are_handed_on_and_what_is_none_is_said_and_dropped(
                 raise RuntimeError("no")
             orders.append(order)
 
-        async with running(make_listener(redis, on_control=obey)):
+        async with running(make_listener(on_control=obey)):
             with Redis(unix_socket_path=str(valkey.socket)) as publisher:
                 for payload in (b"[1]", b"\xff", b"[" * 100_000, b"{}", b'{"order": "recheck"}'):
-                    publisher.publish(connections.control_channel(), payload)
+                    publisher.publish(connections.names().control_channel, payload)
             await within(lambda: orders)
         return orders
 
@@ -176,9 +170,9 @@ def test_orders_are_handed_on_and_what_is_none_is_said_and_dropped(
 def test_the_heartbeats_of_others_are_handed_on_and_its_own_are_not(redis: str, valkey: EmbeddedValkey) -> None:
     async def run() -> list[bytes]:
         heard: list[bytes] = []
-        async with running(make_listener(redis, heartbeat_interval=0.02, on_heartbeat=heard.append)):
+        async with running(make_listener(heartbeat_interval=0.02, on_heartbeat=heard.append)):
             with Redis(unix_socket_path=str(valkey.socket)) as publisher:
-                publisher.publish(connections.heartbeat_channel(), "another")
+                publisher.publish(connections.names().heartbeat_channel, "another")
             await within(lambda: heard)
         return heard
 
@@ -193,7 +187,7 @@ def test_a_redis_that_is_stopped_like_a_cut_network_is_given_up_and_found_again(
     pid = int((own_valkey.home / "valkey.pid").read_text())
 
     async def run() -> str:
-        async with listening(redis, heartbeat_interval=0.1) as heard:
+        async with listening(heartbeat_interval=0.1) as heard:
             os.kill(pid, signal.SIGSTOP)
             try:
                 await within(lambda: any(line.startswith("Redis is gone") for line in log_of()))
@@ -211,7 +205,7 @@ def test_a_redis_that_is_stopped_like_a_cut_network_is_given_up_and_found_again(
 
 def test_a_connection_that_redis_kills_is_made_anew(redis: str, own_valkey: EmbeddedValkey, log_of: Log) -> None:
     async def run() -> str:
-        async with listening(redis) as heard:
+        async with listening() as heard:
             with Redis(unix_socket_path=str(own_valkey.socket)) as publisher:
                 publisher.client_kill_filter(_type="pubsub")
                 await within(lambda: any(line.startswith("Redis is back") for line in log_of()))
@@ -229,7 +223,7 @@ def test_a_channel_that_redis_cannot_be_told_of_is_no_end_of_telling_it_of_other
     monkeypatch.setattr(background, "PAUSE", 0.01)
 
     async def run() -> None:
-        async with running(make_listener(redis)) as listener:
+        async with running(make_listener()) as listener:
             held = listener._subscriptions
             held.hold("\udc80")
             await within(lambda: any("channels are wanted has failed" in line for line in log_of()))
@@ -250,7 +244,7 @@ def test_an_embedded_valkey_that_died_is_revived(redis: str, own_valkey: Embedde
         await asyncio.to_thread(own_valkey.ensure_running)
 
     async def run() -> None:
-        async with listening(redis, revive=revive):
+        async with listening(revive=revive):
             os.kill(int((own_valkey.home / "valkey.pid").read_text()), signal.SIGKILL)
             await within(lambda: any(line.startswith("Redis is back") for line in log_of()))
 
@@ -265,7 +259,7 @@ def test_more_channels_than_one_timeout_has_time_for_are_subscribed_and_others_g
 
     async def run(count: int) -> tuple[float, int]:
         """Return the seconds that so many channels took, and how many turns others had meanwhile."""
-        listener = make_listener(redis)
+        listener = make_listener()
         for index in range(count):
             listener._subscriptions.hold(listener._subscriptions.of_group(f"room.{index}"))
         turns = 0
@@ -297,7 +291,7 @@ def test_what_is_for_everybody_is_heard_while_it_still_subscribes(
 ) -> None:
     async def run(publisher: Redis) -> list[str]:
         heard: list[str] = []
-        listener = make_listener(redis, on_message=lambda message: heard.append(message.body))
+        listener = make_listener(on_message=lambda message: heard.append(message.body))
         held = listener._subscriptions
         for index in range(2 * listener_module.MAX_BATCH):
             held.hold(held.of_group(f"room.{index}"))
@@ -325,7 +319,7 @@ def test_a_server_that_answers_nothing_at_the_start_is_a_timeout(
         settings.MEASE_REDIS_URL = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
 
         async def run() -> None:
-            async with listening(redis):
+            async with listening():
                 pass
 
         with pytest.raises(TimeoutError):
@@ -336,7 +330,7 @@ def test_a_wrong_password_is_said_at_the_start(redis: str, settings: Any, valkey
     settings.MEASE_REDIS_URL = f"unix://:wrong@{valkey.socket}"
 
     async def run() -> None:
-        async with listening(redis):
+        async with listening():
             pass
 
     with pytest.raises(RedisError, match="AUTH"):

@@ -31,7 +31,7 @@ from websockets.sync.client import connect
 
 import djmease
 from djmease import authenticators
-from djmease.connections import control_channel, publisher_pool
+from djmease.connections import names, publisher_pool
 from djmease.publishing import control_wires
 from djmease.rereading import reread_all
 from djmease.revocation import watch_logins
@@ -76,7 +76,7 @@ def page(server: LiveServer, browser: Browser) -> Any:
 
 
 def publish_order(order: str) -> None:
-    Redis(connection_pool=publisher_pool()).publish(control_channel(), order)
+    Redis(connection_pool=publisher_pool()).publish(names().control_channel, order)
 
 
 def assert_ended(connection: Any, reason: str = "the login has ended") -> None:

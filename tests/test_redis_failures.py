@@ -108,7 +108,6 @@ class Scene:
 async def scene(redis: str, valkey: EmbeddedValkey, **options: Any) -> AsyncIterator[Scene]:
     heard: list[int] = []
     listener = make_listener(
-        redis,
         on_message=lambda message: heard.append(int(message.body)),
         **{"heartbeat_interval": INTERVAL, **options},
     )
@@ -287,7 +286,7 @@ def test_a_server_is_ready_again_when_it_hears_again(
 
 
 async def start_and_end(redis: str) -> None:
-    async with running(make_listener(redis)):
+    async with running(make_listener()):
         pass
 
 

@@ -19,7 +19,6 @@ from djmease.messages import new_id
 from djmease.registry import Registry
 from djmease.server.identity import ANY_ORIGIN, LOCAL_HOSTS, Authentication, Gate
 from djmease.server.limits import Limits
-from djmease.server.names import Names
 from djmease.server.neighbours import Heartbeat
 from djmease.server.proxies import Proxies
 from djmease.server.server import Server
@@ -38,7 +37,7 @@ def make_server(
         registry=registry,
         sockets=sockets,
         connect=connections.listener_connection if hears_redis else None,
-        names=_names(),
+        names=connections.names(),
         presence=settings.MEASE_PRESENCE,
         heartbeat=_heartbeat(registry),
         addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
@@ -86,20 +85,6 @@ def _address(listening: socket.socket, scheme: str) -> str:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
     return f"{scheme}://{host}:{name[1]}{path}"
-
-
-def _names() -> Names:
-    return Names(
-        channel_prefix=connections.channel_prefix(),
-        group_prefix=connections.group_prefix(),
-        user_prefix=connections.user_prefix(),
-        heartbeat_channel=connections.heartbeat_channel(),
-        control_channel=connections.control_channel(),
-        servers_key=connections.servers_key(),
-        server_prefix=connections.server_prefix(),
-        reply_prefix=connections.reply_prefix(),
-        presence_prefix=connections.presence_prefix(),
-    )
 
 
 def _gate() -> Gate:

@@ -21,6 +21,7 @@ from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
+from djmease.names import Names
 from djmease.server.background import Background
 from djmease.server.complaints import Complaints, fields_of
 from djmease.server.pulse import REFUSALS, Pulse
@@ -50,7 +51,7 @@ RECENT = 1000
 
 
 class Listener:
-    """Hears every publication whose channel begins with ``prefix`` and hands it on as a ``Message``, on the loop.
+    """Hears every publication on the channel of a routing, and hands it on as a ``Message``, on the loop.
 
     What is for groups and users comes on the channels of ``subscriptions``. On two channels beside those it hears
     heartbeats (``on_heartbeat`` gets those of other servers) and orders.
@@ -60,9 +61,7 @@ class Listener:
         self,
         *,
         connect: Callable[[], Connection],
-        prefix: str,
-        heartbeat_channel: str,
-        control_channel: str,
+        names: Names,
         heartbeat: bytes,
         subscriptions: Subscriptions,
         on_message: Callable[[Message], None],
@@ -75,9 +74,9 @@ class Listener:
         deaf_after: float = DEAF_AFTER,
     ) -> None:
         self._make_connection = connect
-        self._prefix = prefix.encode()
-        self._heartbeat_channel = heartbeat_channel.encode()
-        self._control_channel = control_channel.encode()
+        self._prefix = names.channel_prefix.encode()
+        self._heartbeat_channel = names.heartbeat_channel.encode()
+        self._control_channel = names.control_channel.encode()
         self._heartbeat = heartbeat
         self._subscriptions = subscriptions
         self._on_message = on_message
@@ -92,7 +91,7 @@ class Listener:
         self._deaf_after = deaf_after
         self._pulse = Pulse(
             connect=connect,
-            channel=heartbeat_channel,
+            channel=names.heartbeat_channel,
             payload=heartbeat,
             interval=heartbeat_interval,
             explain=explain,

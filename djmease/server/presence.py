@@ -17,6 +17,7 @@ from redis.asyncio import Connection
 
 from djmease import roll
 from djmease.messages import Message
+from djmease.names import Names
 from djmease.registry import matches
 from djmease.roll import Script
 from djmease.server.client import Client
@@ -171,8 +172,7 @@ class Presence(Members):
         connect: Callable[[], Connection],
         patterns: Sequence[str],
         server_id: str,
-        key_prefix: str,
-        group_prefix: str,
+        names: Names,
         channels: Channels,
         explain: Callable[[BaseException], str],
         interval: float = BEAT_INTERVAL,
@@ -181,7 +181,7 @@ class Presence(Members):
         super().__init__(loop, patterns)
         self._link = Link(connect, timeout=ANSWER_TIMEOUT)
         self._server_id = server_id
-        self._prefixes = (key_prefix, group_prefix)
+        self._prefixes = (names.presence_prefix, names.group_prefix)
         self._channels = channels
         self._explain = explain
         self._interval = interval

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Connection
 
+from djmease.names import Names
 from djmease.server.link import Command, Link
 
 logger = logging.getLogger("djmease.server")
@@ -58,18 +59,15 @@ class Reporter:
         connect: Callable[[], Connection],
         observer: Observer,
         interval: float | None,
-        servers_key: str,
-        server_prefix: str,
-        reply_prefix: str,
+        names: Names,
         explain: Callable[[BaseException], str],
     ) -> None:
         self._link = Link(connect, timeout=ANSWER_TIMEOUT)
         self._observer = observer
         self._interval = interval
         """Seconds between two reports; ``None`` is none at all."""
-        self._servers_key = servers_key
-        self._key = f"{server_prefix}{observer.server_id}"
-        self._reply_prefix = reply_prefix
+        self._names = names
+        self._key = names.server_key(observer.server_id)
         self._explain = explain
         self._answers: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_ANSWERS)
         self._bell = asyncio.Event()
@@ -102,7 +100,8 @@ class Reporter:
         """Take the report back: this server ends."""
         with suppress(Exception):
             if self._interval is not None:
-                await self._link.execute([("DEL", self._key), ("ZREM", self._servers_key, self._observer.server_id)])
+                servers_key = self._names.servers_key
+                await self._link.execute([("DEL", self._key), ("ZREM", servers_key, self._observer.server_id)])
         await self._link.drop()
 
     async def _wait(self) -> None:
@@ -140,20 +139,20 @@ class Reporter:
             await self._link.execute([("HSET", self._key, "callbacks", self._observer.described())])
 
     def _answer_commands(self, token: str, what: dict[str, Any]) -> list[Command]:
-        key = f"{self._reply_prefix}{token}"
+        key = self._names.reply_key(token)
         return [("RPUSH", key, json.dumps(what)), ("EXPIRE", key, REPLY_EXPIRY)]
 
     def _report_commands(self) -> list[Command]:
         assert self._interval is not None
         self._due_at = time.monotonic() + self._interval
         self._observer.sample()
-        now = time.time()
+        now, servers_key = time.time(), self._names.servers_key
         return [
             ("HSET", self._key, "report", json.dumps(self._observer.report())),
             ("PEXPIRE", self._key, round(EXPIRY * self._interval * 1000)),
-            ("ZADD", self._servers_key, now, self._observer.server_id),
-            ("ZREMRANGEBYSCORE", self._servers_key, "-inf", now - FORGOTTEN_AFTER),
-            ("EXPIRE", self._servers_key, round(FORGOTTEN_AFTER)),
+            ("ZADD", servers_key, now, self._observer.server_id),
+            ("ZREMRANGEBYSCORE", servers_key, "-inf", now - FORGOTTEN_AFTER),
+            ("EXPIRE", servers_key, round(FORGOTTEN_AFTER)),
         ]
 
     def _note(self, error: Exception) -> None:

@@ -17,6 +17,7 @@ from tornado.httputil import HTTPServerRequest
 
 from djmease.identities import Identity
 from djmease.messages import Message
+from djmease.names import Names
 from djmease.registry import Registry
 from djmease.server.background import Background
 from djmease.server.client import Client
@@ -31,7 +32,6 @@ from djmease.server.limits import Limits
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
 from djmease.server.metrics import Exporter
-from djmease.server.names import Names
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
 from djmease.server.outbox import Outbox
@@ -98,14 +98,13 @@ class Server:
         self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._limits = limits
         self._drain_timeout = drain_timeout
-        self._subscriptions = Subscriptions(loop, group_prefix=names.group_prefix, user_prefix=names.user_prefix)
+        self._subscriptions = Subscriptions(loop, names=names)
         self._presence = make_presence(
             loop,
             connect=connect,
             patterns=presence,
             server_id=heartbeat.id,
-            key_prefix=names.presence_prefix,
-            group_prefix=names.group_prefix,
+            names=names,
             channels=self._subscriptions,
             explain=explain,
             publish=lambda message: self.publish(message),
@@ -137,9 +136,7 @@ class Server:
         self._bad_orders = Complaints(logger)
         self._listener = connect and Listener(
             connect=connect,
-            prefix=names.channel_prefix,
-            heartbeat_channel=names.heartbeat_channel,
-            control_channel=names.control_channel,
+            names=names,
             heartbeat=heartbeat.encode(),
             subscriptions=self._subscriptions,
             on_message=self._dispatch.publish,
@@ -181,9 +178,7 @@ class Server:
             connect=connect,
             observer=self.observer,
             interval=report_interval,
-            servers_key=names.servers_key,
-            server_prefix=names.server_prefix,
-            reply_prefix=names.reply_prefix,
+            names=names,
             explain=explain,
         )
         self._tasks = Background(logger)
