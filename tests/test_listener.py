@@ -20,6 +20,7 @@ from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, encode
 from djmease.server import background
 from djmease.server import listener as listener_module
+from djmease.server.link import Access
 from djmease.server.listener import Listener
 from djmease.server.subscriptions import Subscriptions
 from tests.support import DEADLINE
@@ -27,16 +28,15 @@ from tests.support import DEADLINE
 Log = Callable[[], list[str]]
 
 
-def make_listener(**options: Any) -> Listener:
+def make_listener(revive: Any = None, **options: Any) -> Listener:
     """Return a listener by the settings of the moment."""
     nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
     defaults = dict.fromkeys(("on_message", "on_heartbeat", "on_control", "on_gap"), nothing)
     return Listener(
-        connect=connections.listener_connection,
+        access=Access(connect=connections.listener_connection, explain=connections.reason, revive=revive),
         names=connections.names(),
         heartbeat=b'{"id": "own"}',
         subscriptions=Subscriptions(asyncio.get_running_loop(), names=connections.names()),
-        explain=connections.reason,
         **{**defaults, **options},
     )
 

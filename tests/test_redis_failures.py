@@ -30,6 +30,7 @@ from redis.retry import Retry
 import djmease
 from djmease import connections
 from djmease.embedded import EmbeddedValkey
+from djmease.server import link as link_module
 from djmease.server import listener as listener_module
 from djmease.server import pulse as pulse_module
 from djmease.server import server as server_module
@@ -47,8 +48,7 @@ NEW = 30
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.3)
     monkeypatch.setattr(pulse_module, "ANSWER_TIMEOUT", 0.3)
-    for module in (listener_module, pulse_module):
-        monkeypatch.setattr(module, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(link_module, "MAX_BACKOFF", 0.1)
 
 
 class Traffic(threading.Thread):

@@ -19,6 +19,7 @@ from djmease.messages import new_id
 from djmease.registry import Registry
 from djmease.server.identity import ANY_ORIGIN, LOCAL_HOSTS, Authentication, Gate
 from djmease.server.limits import Limits
+from djmease.server.link import Access
 from djmease.server.neighbours import Heartbeat
 from djmease.server.proxies import Proxies
 from djmease.server.server import Server
@@ -36,12 +37,11 @@ def make_server(
     return Server(
         registry=registry,
         sockets=sockets,
-        connect=connections.listener_connection if hears_redis else None,
+        access=_access(revive) if hears_redis else None,
         names=connections.names(),
         presence=settings.MEASE_PRESENCE,
         heartbeat=_heartbeat(registry),
         addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
-        explain=connections.reason,
         refuse=_gate().refusal,
         proxies=Proxies(settings.MEASE_TRUSTED_PROXIES, trusts_host=settings.USE_X_FORWARDED_HOST),
         authentication=_authentication(),
@@ -68,7 +68,6 @@ def make_server(
         report_interval=settings.MEASE_REPORT_INTERVAL,
         reports_bodies=settings.MEASE_REPORT_BODIES,
         metrics_allow=settings.MEASE_METRICS_ALLOW,
-        revive=revive,
         ssl_context=ssl_context,
     )
 
@@ -85,6 +84,10 @@ def _address(listening: socket.socket, scheme: str) -> str:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
     return f"{scheme}://{host}:{name[1]}{path}"
+
+
+def _access(revive: Callable[[], Awaitable[None]] | None) -> Access:
+    return Access(connect=connections.listener_connection, explain=connections.reason, revive=revive)
 
 
 def _gate() -> Gate:

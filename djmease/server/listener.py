@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -24,6 +23,7 @@ from djmease.messages import Message, decode
 from djmease.names import Names
 from djmease.server.background import Background
 from djmease.server.complaints import Complaints, fields_of
+from djmease.server.link import Access, Backoff, Trouble
 from djmease.server.pulse import REFUSALS, Pulse
 from djmease.server.subscriptions import Subscriptions
 
@@ -41,8 +41,6 @@ PATIENCE = 2.5
 """Intervals after which the connections are given up for that."""
 TICKS = 4
 """How often in an interval that is looked at."""
-MAX_BACKOFF = 1.0
-"""Seconds between two attempts to come back, at most."""
 MAX_BATCH = 1000
 """Channels of one command."""
 CONFIRMATIONS = (b"subscribe", b"psubscribe")
@@ -60,7 +58,7 @@ class Listener:
     def __init__(
         self,
         *,
-        connect: Callable[[], Connection],
+        access: Access,
         names: Names,
         heartbeat: bytes,
         subscriptions: Subscriptions,
@@ -68,12 +66,10 @@ class Listener:
         on_heartbeat: Callable[[bytes], None],
         on_control: Callable[[dict[str, Any]], None],
         on_gap: Callable[[float], None],
-        revive: Callable[[], Awaitable[None]] | None = None,
-        explain: Callable[[BaseException], str] = str,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
         deaf_after: float = DEAF_AFTER,
     ) -> None:
-        self._make_connection = connect
+        self._access = access
         self._prefix = names.channel_prefix.encode()
         self._heartbeat_channel = names.heartbeat_channel.encode()
         self._control_channel = names.control_channel.encode()
@@ -84,17 +80,13 @@ class Listener:
         self._on_control = on_control
         self._on_gap = on_gap
         """Told how many seconds nothing was heard, when something is again."""
-        self._revive = revive
-        """Called before each attempt to come back: starts an embedded Valkey that has died."""
-        self._explain = explain
         self._interval = heartbeat_interval
         self._deaf_after = deaf_after
         self._pulse = Pulse(
-            connect=connect,
+            access=access,
             channel=names.heartbeat_channel,
             payload=heartbeat,
             interval=heartbeat_interval,
-            explain=explain,
         )
         self._connection: Connection | None = None
         self._reading: asyncio.Timeout | None = None
@@ -126,7 +118,7 @@ class Listener:
         if self._connection is None:
             return self._gone
         if self._pulse.refusal is not None:
-            return f"Redis does not take this server's heartbeat: {self._pulse.refusal}"
+            return self._pulse.refusal
         if self._waited > OVERDUE * self._interval:
             return f"this server's own heartbeat has not come back from Redis for {self._waited:.1f} s"
         return None
@@ -155,7 +147,7 @@ class Listener:
             await self._drop()
 
     async def _subscribe(self) -> None:
-        connection = self._make_connection()
+        connection = self._access.connect()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as deadline:
                 await connection.connect()
@@ -329,7 +321,7 @@ class Listener:
     async def _come_back(self, error: BaseException) -> None:
         # A connection that fell silent has been deaf since it was last heard, and nobody knew.
         gone_at = self._heard_at if isinstance(error, TimeoutError) else time.monotonic()
-        reason = self._explain(error)
+        reason = self._access.explain(error)
         self._gone = f"{'Redis refuses this server' if isinstance(error, REFUSALS) else 'Redis is gone'}: {reason}"
         logger.error("%s; messages published meanwhile are lost; trying to come back", self._gone)
         await self._drop()
@@ -343,19 +335,16 @@ class Listener:
 
     async def _try_again(self, reason: str) -> None:
         """Return when subscribed again; each other reason for which that fails is said."""
-        backoff = 0.05
+        trouble, backoff = Trouble(self._access, logger, "Redis cannot be heard: %s", reason=reason), Backoff()
         while True:
-            # Jitter keeps the servers of a cluster from coming back in the same moment.
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(MAX_BACKOFF, backoff * 2)
+            await asyncio.sleep(backoff.next())
             try:
-                if self._revive is not None:
-                    await self._revive()
+                if self._access.revive is not None:
+                    await self._access.revive()
                 return await self._subscribe()
             except Exception as failure:
-                before, reason = reason, self._explain(failure)
-                self._gone = f"Redis cannot be heard: {reason}"
-                logger.log(logging.DEBUG if reason == before else logging.WARNING, "%s", self._gone)
+                trouble.note(failure)
+                self._gone = trouble.text
 
 
 def _replies_that_have_come(connection: Connection) -> Iterator[Any]:

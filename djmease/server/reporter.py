@@ -8,14 +8,11 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from redis.asyncio import Connection
-
 from djmease.names import Names
-from djmease.server.link import Command, Link
+from djmease.server.link import Access, Command, Link, Trouble
 
 logger = logging.getLogger("djmease.server")
 
@@ -56,24 +53,23 @@ class Reporter:
     def __init__(
         self,
         *,
-        connect: Callable[[], Connection],
+        access: Access,
+        names: Names,
         observer: Observer,
         interval: float | None,
-        names: Names,
-        explain: Callable[[BaseException], str],
     ) -> None:
-        self._link = Link(connect, timeout=ANSWER_TIMEOUT)
+        self._link = Link(access, timeout=ANSWER_TIMEOUT)
         self._observer = observer
         self._interval = interval
         """Seconds between two reports; ``None`` is none at all."""
         self._names = names
         self._key = names.server_key(observer.server_id)
-        self._explain = explain
         self._answers: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_ANSWERS)
         self._bell = asyncio.Event()
         self._due_at = 0.0
-        self.trouble: str | None = None
-        """Why the last report could not be written."""
+        self._trouble = Trouble(
+            access, logger, "this server cannot report what it does, and the status page misses it: %s"
+        )
 
     def answer(self, token: object, what: dict[str, Any]) -> None:
         """Tell whoever waits for this token; nobody does where it is none."""
@@ -89,10 +85,10 @@ class Reporter:
                 try:
                     await self._write_or_connect_anew()
                 except Exception as error:
-                    self._note(error)
+                    self._trouble.note(error)
                     self._due_at = time.monotonic() + (self._interval or MAX_BACKOFF) * random.uniform(0.5, 1.0)
                 else:
-                    self.trouble = None
+                    self._trouble.note(None)
         finally:
             await self._link.drop()
 
@@ -108,7 +104,7 @@ class Reporter:
         """Return when there is an answer, or it is time for a report."""
         left = None if self._interval is None else max(0.0, self._due_at - time.monotonic())
         # After a failure nothing is tried before its time.
-        if self.trouble is not None:
+        if self._trouble.reason is not None:
             await asyncio.sleep(MAX_BACKOFF if left is None else left)
             return
         with suppress(TimeoutError):
@@ -154,9 +150,3 @@ class Reporter:
             ("ZREMRANGEBYSCORE", servers_key, "-inf", now - FORGOTTEN_AFTER),
             ("EXPIRE", servers_key, round(FORGOTTEN_AFTER)),
         ]
-
-    def _note(self, error: Exception) -> None:
-        """Say once what is wrong, until it is well again or something else is."""
-        before, self.trouble = self.trouble, self._explain(error)
-        if self.trouble != before:
-            logger.warning("this server cannot report what it does, and the status page misses it: %s", self.trouble)

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from redis.asyncio import Connection
 from tornado.httputil import HTTPServerRequest
 
 from djmease.identities import Identity
@@ -29,6 +28,7 @@ from djmease.server.http import make_http_server
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
 from djmease.server.limits import Limits
+from djmease.server.link import Access
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
 from djmease.server.metrics import Exporter
@@ -54,7 +54,7 @@ RESTART = (1012, "the server stops or restarts: connect again")
 class Server:
     """One WebSocket server on sockets that already listen; made, run and stopped on one event loop.
 
-    Without ``connect`` it hears no Redis, and only what ``publish`` is called with.
+    Without ``access`` it hears no Redis, and only what ``publish`` is called with.
     """
 
     def __init__(
@@ -62,12 +62,11 @@ class Server:
         *,
         registry: Registry,
         sockets: Sequence[socket.socket],
-        connect: Callable[[], Connection] | None,
+        access: Access | None,
         names: Names,
         presence: Sequence[str],
         heartbeat: Heartbeat,
         addresses: Sequence[str],
-        explain: Callable[[BaseException], str],
         refuse: Callable[[HTTPServerRequest, str | None], str | None],
         proxies: Proxies,
         authentication: Authentication,
@@ -88,7 +87,6 @@ class Server:
         report_interval: float | None,
         reports_bodies: bool,
         metrics_allow: Sequence[str],
-        revive: Callable[[], Awaitable[None]] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -101,12 +99,11 @@ class Server:
         self._subscriptions = Subscriptions(loop, names=names)
         self._presence = make_presence(
             loop,
-            connect=connect,
+            access=access,
+            names=names,
             patterns=presence,
             server_id=heartbeat.id,
-            names=names,
             channels=self._subscriptions,
-            explain=explain,
             publish=lambda message: self.publish(message),
         )
         self.clients = Clients(self._outbox, self._subscriptions, self._presence)
@@ -134,18 +131,20 @@ class Server:
             interval=recheck_interval,
         )
         self._bad_orders = Complaints(logger)
-        self._listener = connect and Listener(
-            connect=connect,
-            names=names,
-            heartbeat=heartbeat.encode(),
-            subscriptions=self._subscriptions,
-            on_message=self._dispatch.publish,
-            on_heartbeat=self.neighbours.hear,
-            on_control=self._on_control,
-            on_gap=self._on_gap,
-            revive=revive,
-            explain=explain,
-            heartbeat_interval=HEARTBEAT_INTERVAL,
+        self._listener = (
+            None
+            if access is None
+            else Listener(
+                access=access,
+                names=names,
+                heartbeat=heartbeat.encode(),
+                subscriptions=self._subscriptions,
+                on_message=self._dispatch.publish,
+                on_heartbeat=self.neighbours.hear,
+                on_control=self._on_control,
+                on_gap=self._on_gap,
+                heartbeat_interval=HEARTBEAT_INTERVAL,
+            )
         )
         self.observer = Observer(
             about={
@@ -174,12 +173,15 @@ class Server:
             "list_groups": self._answers(self.observer.list_groups),
         }
         """What is done for an order that came by Redis, by its name."""
-        self._reporter = connect and Reporter(
-            connect=connect,
-            observer=self.observer,
-            interval=report_interval,
-            names=names,
-            explain=explain,
+        self._reporter = (
+            None
+            if access is None
+            else Reporter(
+                access=access,
+                names=names,
+                observer=self.observer,
+                interval=report_interval,
+            )
         )
         self._tasks = Background(logger)
         self._http = make_http_server(
