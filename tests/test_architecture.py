@@ -32,7 +32,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.background", "server.deflate", "server.complaints", "server.link"},
+    {"server.background", "server.options", "server.deflate", "server.complaints", "server.link"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
@@ -44,8 +44,8 @@ SERVER_LAYERS = [
         "server.pulse",
     },
     {"server.forms", "server.limits"},
-    {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
-    {"server.client", "server.pings", "server.tasks", "server.workers"},
+    {"server.outbox", "server.listener", "server.orders", "server.neighbours", "server.watch"},
+    {"server.client", "server.state", "server.pings", "server.tasks", "server.workers"},
     {"server.clients", "server.joining"},
     {"server.calls", "server.logins", "server.presence"},
     {"server.running"},

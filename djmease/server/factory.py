@@ -17,10 +17,12 @@ from djmease.authenticators import concern
 from djmease.loader import authenticators
 from djmease.messages import new_id
 from djmease.registry import Registry
+from djmease.server.client import Client
 from djmease.server.identity import ANY_ORIGIN, LOCAL_HOSTS, Authentication, Gate
 from djmease.server.limits import Limits
 from djmease.server.link import Access
 from djmease.server.neighbours import Heartbeat
+from djmease.server.options import Options
 from djmease.server.proxies import Proxies
 from djmease.server.server import Server
 
@@ -39,35 +41,13 @@ def make_server(
         sockets=sockets,
         access=_access(revive) if hears_redis else None,
         names=connections.names(),
-        presence=settings.MEASE_PRESENCE,
         heartbeat=_heartbeat(registry),
         addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
         refuse=_gate().refusal,
         proxies=Proxies(settings.MEASE_TRUSTED_PROXIES, trusts_host=settings.USE_X_FORWARDED_HOST),
         authentication=_authentication(),
-        path=settings.MEASE_PATH,
-        max_workers=settings.MEASE_MAX_WORKERS,
-        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
-        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
-        compression=settings.MEASE_COMPRESSION,
-        ping_interval=settings.MEASE_PING_INTERVAL,
-        ping_timeout=settings.MEASE_PING_TIMEOUT,
-        limits=Limits(
-            connections=settings.MEASE_MAX_CONNECTIONS,
-            per_user=settings.MEASE_MAX_CONNECTIONS_PER_USER,
-            per_address=settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS,
-            message_rate=settings.MEASE_MAX_MESSAGE_RATE,
-            message_burst=settings.MEASE_MAX_MESSAGE_BURST,
-        ),
-        max_groups=settings.MEASE_MAX_GROUPS,
-        max_header_size=settings.MEASE_MAX_HEADER_SIZE,
-        handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
-        drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
-        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
-        recheck_interval=settings.MEASE_RECHECK_INTERVAL,
-        report_interval=settings.MEASE_REPORT_INTERVAL,
-        reports_bodies=settings.MEASE_REPORT_BODIES,
-        metrics_allow=settings.MEASE_METRICS_ALLOW,
+        limits=_limits(),
+        options=_options(),
         ssl_context=ssl_context,
     )
 
@@ -84,6 +64,38 @@ def _address(listening: socket.socket, scheme: str) -> str:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else name[0]
     return f"{scheme}://{host}:{name[1]}{path}"
+
+
+def _options() -> Options:
+    return Options(
+        path=settings.MEASE_PATH,
+        max_header_size=settings.MEASE_MAX_HEADER_SIZE,
+        handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
+        compression=settings.MEASE_COMPRESSION,
+        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
+        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
+        ping_interval=settings.MEASE_PING_INTERVAL,
+        ping_timeout=settings.MEASE_PING_TIMEOUT,
+        max_workers=settings.MEASE_MAX_WORKERS,
+        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
+        max_groups=settings.MEASE_MAX_GROUPS,
+        presence=settings.MEASE_PRESENCE,
+        recheck_interval=settings.MEASE_RECHECK_INTERVAL,
+        drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
+        report_interval=settings.MEASE_REPORT_INTERVAL,
+        report_bodies=settings.MEASE_REPORT_BODIES,
+        metrics_allow=settings.MEASE_METRICS_ALLOW,
+    )
+
+
+def _limits() -> Limits[Client]:
+    return Limits(
+        connections=settings.MEASE_MAX_CONNECTIONS,
+        per_user=settings.MEASE_MAX_CONNECTIONS_PER_USER,
+        per_address=settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS,
+        message_rate=settings.MEASE_MAX_MESSAGE_RATE,
+        message_burst=settings.MEASE_MAX_MESSAGE_BURST,
+    )
 
 
 def _access(revive: Callable[[], Awaitable[None]] | None) -> Access:

@@ -7,7 +7,6 @@ anew, whatever the connection looks like.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -64,7 +63,7 @@ class Listener:
         subscriptions: Subscriptions,
         on_message: Callable[[Message], None],
         on_heartbeat: Callable[[bytes], None],
-        on_control: Callable[[dict[str, Any]], None],
+        on_control: Callable[[bytes], None],
         on_gap: Callable[[float], None],
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
         deaf_after: float = DEAF_AFTER,
@@ -101,7 +100,6 @@ class Listener:
         self._recent: set[str] = set()
         self._recent_order: deque[str] = deque()
         self._refusals = Complaints(logger, logging.ERROR)
-        self._bad_orders = Complaints(logger)
         self.refused = 0
         """Payloads that could not be read."""
         self.reconnects = 0
@@ -295,19 +293,9 @@ class Listener:
             if channel == self._heartbeat_channel:
                 self._on_heartbeat(payload)
             elif channel == self._control_channel:
-                self._obey(payload)
+                self._on_control(payload)
         except Exception:
             logger.exception("what came on %r could not be handed on", channel)
-
-    def _obey(self, payload: bytes) -> None:
-        try:
-            order = json.loads(payload)
-        except (ValueError, RecursionError):
-            order = None
-        if isinstance(order, dict):
-            self._on_control(order)
-        else:
-            self._bad_orders.say("an order of %d bytes is not a JSON object, and is dropped", len(payload))
 
     def _is_new(self, message_id: str) -> bool:
         if message_id in self._recent:
