@@ -114,7 +114,8 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
     if connections.is_idle():
         return [None] * len(groups)  # It does not run because no server does.
     redis = Redis(connection_pool=connections.publisher_pool())
-    prefix = connections.presence_prefix()
+    names = connections.names()
+    prefix = names.presence_prefix
     while True:
         pipe = redis.pipeline(transaction=False)
         pipe.time()
@@ -127,7 +128,7 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
         if not dead:
             return found
         # Another server does this when it looks; there may be none.
-        arguments = (prefix, connections.group_prefix(), roll.new_seed(), dead[0], roll.DEAD_AFTER, roll.REAPED_AT_ONCE)
+        arguments = (prefix, names.group_prefix, roll.new_seed(), dead[0], roll.DEAD_AFTER, roll.REAPED_AT_ONCE)
         redis.eval(roll.REAP.text, 0, *arguments)
 
 

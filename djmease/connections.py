@@ -32,6 +32,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from djmease.embedded import EMBEDDED_URL, check_private, directory, has_users, socket_path
+from djmease.names import Names
 
 CONNECT_TIMEOUT = 0.5
 """Seconds for one attempt to connect."""
@@ -155,29 +156,9 @@ def listener_connection() -> Connection:
     return connection
 
 
-def channel_prefix() -> str:
-    """Return what stands before the routing in the name of a Redis channel."""
-    return f"{settings.MEASE_KEY_PREFIX}:"
-
-
-def group_prefix() -> str:
-    """Return what stands before the group in the name of the channel of what is published to it."""
-    return f"{settings.MEASE_KEY_PREFIX}.group:"
-
-
-def user_prefix() -> str:
-    """Return what stands before the user's primary key, which is quoted, in the name of the user's channel."""
-    return f"{settings.MEASE_KEY_PREFIX}.user:"
-
-
-def heartbeat_channel() -> str:
-    """Return the channel of the servers' heartbeats, which the pattern of what is published does not match."""
-    return f"{settings.MEASE_KEY_PREFIX}.heartbeat"
-
-
-def control_channel() -> str:
-    """Return the channel of orders to the servers, which the pattern of what is published does not match."""
-    return f"{settings.MEASE_KEY_PREFIX}.control"
+def names() -> Names:
+    """Return what channels and keys are called."""
+    return Names(settings.MEASE_KEY_PREFIX)
 
 
 def reason(error: BaseException) -> str:
@@ -222,7 +203,7 @@ def _wrong_password(told: str) -> str:
 
 
 def _no_permission(told: str) -> str:
-    prefix = settings.MEASE_KEY_PREFIX
+    prefix = names().prefix
     return (
         f"it does not permit its user that ({told}): give the user of MEASE_REDIS_URL, by ACL SETUSER, the channels "
         f"&{prefix}:* and &{prefix}.*, the keys ~{prefix}.* and the commands {COMMANDS}"
@@ -271,37 +252,6 @@ _REASONS: tuple[tuple[tuple[type[BaseException], ...], Callable[[str], str]], ..
     ((TimeoutError, builtins.TimeoutError), _silent),
     ((InvalidResponse, ConnectionError, OSError), _absent),
 )
-
-
-def key_prefix() -> str:
-    """Return what stands before every channel and key, for people."""
-    prefix: str = settings.MEASE_KEY_PREFIX
-    return prefix
-
-
-def servers_key() -> str:
-    """Return the key of the sorted set of the servers that report, by the time of their last report."""
-    return f"{settings.MEASE_KEY_PREFIX}.servers"
-
-
-def server_prefix() -> str:
-    """Return what stands before a server's id in the name of the key of its report."""
-    return f"{settings.MEASE_KEY_PREFIX}.server."
-
-
-def reply_prefix() -> str:
-    """Return what stands before the keys to which servers add their answers."""
-    return f"{settings.MEASE_KEY_PREFIX}.reply."
-
-
-def presence_prefix() -> str:
-    """Return what stands before the keys of who is in which group."""
-    return f"{settings.MEASE_KEY_PREFIX}.presence."
-
-
-def ticket_prefix() -> str:
-    """Return what stands before a ticket's id in the name of the key that says it was used."""
-    return f"{settings.MEASE_KEY_PREFIX}.ticket."
 
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:

@@ -17,6 +17,7 @@ from redis.credentials import CredentialProvider
 import djmease
 from djmease import connections, embedded
 from djmease.embedded import EmbeddedValkey
+from djmease.names import Names
 from tests.support import ROOT, eventually
 
 SECRET = "s3cr3t"
@@ -55,10 +56,10 @@ def test_a_real_url_is_not_embedded_and_is_handed_on_as_it_is(settings: Any) -> 
     assert connections.connection_url() == "redis://h:1/0"
 
 
-def test_the_prefix_of_channels_is_the_settings_with_a_colon(settings: Any) -> None:
-    assert connections.channel_prefix() == "mease:"
+def test_the_names_of_channels_and_keys_begin_with_the_prefix_of_the_settings(settings: Any) -> None:
+    assert connections.names() == Names("mease")
     settings.MEASE_KEY_PREFIX = "shop-staging"
-    assert connections.channel_prefix() == "shop-staging:"
+    assert connections.names() == Names("shop-staging")
 
 
 # Passwords
