@@ -160,7 +160,7 @@ def _declared() -> _Declared:
     # It is quick to compare with lists of the same objects.
     if _last_declared.declarations != declarations:
         copied = declarations[:]
-        said = tuple(pattern for each in copied for pattern in each.patterns if isinstance(pattern, str))
+        said = tuple(pattern for each in copied for pattern in each.patterns)
         _last_declared = _Declared(copied, frozenset(said).difference(_patterns_among(said)), _patterns_among(said))
     return _last_declared
 

@@ -18,9 +18,11 @@ from tests.support import LiveServer, Project
 
 
 def pytest_configure() -> None:
-    # A shell that runs tests behind "&" has them ignore SIGINT, which each process that they start would inherit.
+    # A shell that runs tests behind "&" has them ignore SIGINT, and nohup SIGHUP; each process that they start would too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
