@@ -18,7 +18,7 @@ from tests.support import LiveServer, Project
 
 
 def pytest_configure() -> None:
-    # A shell that runs tests behind "&" has them ignore SIGINT, and nohup SIGHUP; each process that they start would too.
+    # Behind a shell's "&" SIGINT is ignored, by nohup SIGHUP, and then by each process that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
