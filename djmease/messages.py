@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -72,6 +72,11 @@ def check_group(name: object) -> str:
     if str(name).startswith(RESERVED_PREFIX):
         raise ValueError(f"group {name!r} begins with {RESERVED_PREFIX!r}, which is reserved for djmease itself")
     return str(name)
+
+
+def is_group(name: object) -> TypeGuard[str]:
+    """Tell whether ``check_group`` would take ``name``."""
+    return is_valid_name(name) and not str(name).startswith(RESERVED_PREFIX)
 
 
 def primary_key(user: Any) -> str:

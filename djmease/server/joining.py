@@ -6,7 +6,7 @@ import functools
 import logging
 from typing import Any
 
-from djmease.messages import is_valid_name
+from djmease.messages import is_group, is_valid_name
 from djmease.registry import Callback, GroupRule, Registry, bind
 from djmease.server.client import Client
 from djmease.server.complaints import Complaints
@@ -56,7 +56,7 @@ class Joining:
 
     def _rule(self, fields: dict[str, Any]) -> GroupRule | None:
         group = fields.get("group")
-        return self._registry.group_rule(group) if is_valid_name(group) and isinstance(group, str) else None
+        return self._registry.group_rule(group) if is_group(group) else None
 
     async def _answer(self, client: Client, message: dict[str, Any]) -> None:
         if message.get("type") == "join":
