@@ -9,7 +9,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
@@ -147,6 +147,13 @@ class GroupRule:
         if self.rule is None:
             return None
         return self.rule.refusal(user, group=group) if self.test_takes_group else self.rule.refusal(user)
+
+
+def join_refusal(rule: GroupRule | None, group: str, joined: Collection[str], max_groups: int) -> str | None:
+    """Return why a client that meets the rule of a group may not join it beside what it has joined, or ``None``."""
+    if rule is None:
+        return "not_listed"
+    return "too_many" if group not in joined and len(joined) >= max_groups else None
 
 
 class Registry:

@@ -8,6 +8,8 @@
         page.send({"type": "chat.say", "text": "hi"})        # the receivers run, and the senders of what they publish
         assert page.received == [{"type": "chat.message", "who": "ada", "text": "hi"}]
 
+``page.join("board.7")`` asks ``MEASE_GROUPS``, as the server does, and raises ``Refused`` with the reason.
+
 Here callbacks run one after the other in the thread of the test, and what they raise reaches it.
 """
 
@@ -24,14 +26,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import override_settings
 from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
 from djmease.identities import TURNED_AWAY, name_of
-from djmease.messages import Message, check_group, encode_body, new_id, primary_key, to_json
-from djmease.registry import Callback, Registry
+from djmease.messages import Message, check_group, encode_body, is_group, new_id, primary_key, to_json
+from djmease.registry import Callback, Registry, join_refusal
 
 _REQUIRED: Any = object()
 Outlet = TypeVar("Outlet")
@@ -94,6 +97,18 @@ def _listed(outlet: Outlet, outlets: list[Outlet]) -> Iterator[None]:
         yield
     finally:
         outlets.remove(outlet)
+
+
+class Refused(Exception):  # noqa: N818 (it is no error of the code that is tested)
+    """A page may not join a group; ``reason`` is what the server would tell it."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(group, reason)
+        self.group = group
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The page may not join {self.group!r} by MEASE_GROUPS: {self.reason}"
 
 
 class LiveServer(Protocol):
@@ -165,8 +180,31 @@ class Page:
                 self.client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
         self._site.settle()
 
+    def join(self, group: str) -> None:
+        """Join a group as ``live.group(group)`` of ``mease.js`` does, by the rules of ``MEASE_GROUPS``.
+
+        Raises ``Refused`` where they do not let it in, with the reason that the page would be told, and what the
+        rule's own test raises. A page that is closed joins nothing.
+        """
+        client = self.client
+        if not client.is_open:
+            return
+        rule = self._site.registry.group_rule(group) if is_group(group) else None
+        reason = None if rule is None else rule.refusal(client.user, group)
+        reason = reason or join_refusal(rule, group, client.own_groups, settings.MEASE_MAX_GROUPS)
+        if reason is not None:
+            raise Refused(group, reason)
+        client.own_groups |= {group}
+        client.join(group)
+
+    def leave(self, group: str) -> None:
+        """Leave a group that it has joined by ``join``; a page cannot leave where a callback has put it."""
+        if self.client.is_open and group in self.client.own_groups:
+            self.client.own_groups -= {group}
+            self.client.leave(group)
+
     def close(self) -> None:
-        """Leave: the closers run, once."""
+        """Go: the closers run, once."""
         if self.client.is_open:
             self.client.is_open = False
             self._site.leave(self.client)
@@ -321,6 +359,8 @@ class TestClient:
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
         self.groups: frozenset[str] = frozenset()
+        self.own_groups: frozenset[str] = frozenset()
+        """Those that its page has joined."""
         self.user = user if user is not None else _nobody()
         self.session: Any = None
         self.request = SimpleNamespace(

@@ -12,9 +12,10 @@ from django.db import transaction
 
 import djmease
 from djmease.server.protocol import CLOSE, TEXT
-from djmease.test import captured_messages, connect
+from djmease.test import Refused, captured_messages, connect
 from tests.support import LiveServer, eventually
 from tests.test_hostile import RawClient
+from tests.test_joining import Page as SpeakingPage
 
 
 def register_chat() -> None:
@@ -184,6 +185,70 @@ def test_a_message_for_a_user_reaches_just_that_users_pages_and_lists_can_be_nar
         djmease.publish("news", "x", user=[User(pk=2), 3])
     assert one.received == []
     assert two.received == ["x", "vip", "second"]
+
+
+def may_read(user: Any, group: str) -> bool:
+    return group == f"board.{user.username}"
+
+
+@pytest.fixture
+def group_rules(settings: Any) -> None:
+    settings.MEASE_GROUPS = {
+        "open.*": True,
+        "users": {"LOGIN_REQUIRED": True},
+        "board.*": {"LOGIN_REQUIRED": True, "USER_PASSES_TEST": f"{__name__}.may_read"},
+        "ours.*": {"PERMISSION_REQUIRED": "auth.add_user"},
+        "broken": {"USER_PASSES_TEST": "math.sqrt"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        ("other", "not_listed"),
+        ("mease.x", "not_listed"),
+        ("open.a room", "not_listed"),
+        ("users", "login_required"),
+        ("board.ada", "login_required"),
+        ("ours.1", "permission_required"),
+    ],
+)
+def test_a_page_is_refused_a_group_with_the_reason_that_the_server_gives(
+    group_rules: None, start_server: Callable[[], LiveServer], group: str, reason: str
+) -> None:
+    with connect() as page, pytest.raises(Refused, match=reason) as refused:
+        page.join(group)
+    assert (refused.value.group, refused.value.reason, page.client.groups) == (group, reason, frozenset())
+    assert SpeakingPage(start_server()).ask(type="join", group=group)["reason"] == reason
+
+
+def test_a_page_joins_hears_and_leaves_by_the_rules_of_the_settings(group_rules: None, settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    with connect(user=User(pk=1, username="ada")) as page:
+        page.join("board.ada")
+        djmease.publish("news", "for ada", group="board.ada")
+        with pytest.raises(Refused, match="may not join 'board.bob' by MEASE_GROUPS: user_passes_test"):
+            page.join("board.bob")
+        page.leave("board.ada")
+        page.leave("board.ada")
+        djmease.publish("news", "too late", group="board.ada")
+        with pytest.raises(TypeError):
+            page.join("broken")
+    page.join("other")
+    assert page.received == ["for ada"]
+
+
+def test_a_page_joins_so_many_groups_and_leaves_none_where_it_was_put(group_rules: None, settings: Any) -> None:
+    settings.MEASE_MAX_GROUPS = 2
+    with connect(groups=["open.given"]) as page:
+        for group in ("open.1", "open.2", "open.2"):
+            page.join(group)
+        with pytest.raises(Refused, match="too_many"):
+            page.join("open.3")
+        page.leave("open.1")
+        page.join("open.3")
+        page.leave("open.given")
+        assert page.client.groups == {"open.given", "open.2", "open.3"}
 
 
 def test_faults_of_the_settings_are_shown(settings: Any) -> None:
