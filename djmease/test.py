@@ -18,21 +18,23 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.cookies import CookieError, SimpleCookie
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
-from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import parse_cookie
 from django.test import override_settings
+from django.utils.datastructures import CaseInsensitiveMapping
 from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
-from djmease.identities import TURNED_AWAY, name_of
+from djmease.identities import TURNED_AWAY, name_of, nobody
 from djmease.messages import Message, check_group, encode_body, is_group, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry, join_refusal
 
@@ -52,14 +54,23 @@ def captured_messages() -> Iterator[list[Message]]:
 
 
 @contextmanager
-def connect(*, user: Any = None, path: str = "/", groups: Iterable[str] = ()) -> Iterator[Page]:
+def connect(
+    *,
+    user: Any = None,
+    session: Any = None,
+    path: str = "/",
+    headers: Mapping[str, str] | None = None,
+    groups: Iterable[str] = (),
+) -> Iterator[Page]:
     """Give a page that is connected: its openers have run, and its closers run at the end of the block.
 
-    ``path`` may have a query. What is published meanwhile runs the senders on all pages that are connected.
+    ``path`` may have a query. ``headers`` are those of its handshake, and those of ``Cookie`` its cookies; they log
+    nobody in: ``user`` and ``session`` are what callbacks shall see. ``session`` may be that of Django's test client,
+    or a dict. What is published meanwhile runs the senders on all pages that are connected.
     """
     site = _sites[-1] if _sites else _Site()
     with site.running():
-        page = Page(site, user=user, path=path, groups=groups)
+        page = Page(site, TestClient(site, user=user, session=session, path=path, headers=headers), groups)
         page.open()
         try:
             yield page
@@ -133,9 +144,9 @@ class LiveServer(Protocol):
 class Page:
     """One connection as a test sees it: what a browser's page would send and receive."""
 
-    def __init__(self, site: _Site, *, user: Any, path: str, groups: Iterable[str]) -> None:
+    def __init__(self, site: _Site, client: TestClient, groups: Iterable[str]) -> None:
         self._site = site
-        self.client = TestClient(site, user=user, path=path)
+        self.client = client
         """What callbacks are handed."""
         for group in groups:
             self.client.join(group)
@@ -352,7 +363,7 @@ class TestClient:
 
     __test__ = False
 
-    def __init__(self, site: _Site, *, user: Any, path: str) -> None:
+    def __init__(self, site: _Site, *, user: Any, session: Any, path: str, headers: Mapping[str, str] | None) -> None:
         parts = urlsplit(path)
         self._arguments = parse_qs(parts.query, keep_blank_values=True)
         self.id = new_id()
@@ -361,10 +372,16 @@ class TestClient:
         self.groups: frozenset[str] = frozenset()
         self.own_groups: frozenset[str] = frozenset()
         """Those that its page has joined."""
-        self.user = user if user is not None else _nobody()
-        self.session: Any = None
+        stranger, sent = nobody(), CaseInsensitiveMapping(headers or {})
+        self.user = stranger.user if user is None else user
+        self.session = stranger.session if session is None else session
         self.request = SimpleNamespace(
-            path=parts.path, query=parts.query, headers={}, cookies={}, remote_ip="127.0.0.1", protocol="http"
+            path=parts.path,
+            query=parts.query,
+            headers=sent,
+            cookies=_cookies(sent.get("Cookie", "")),
+            remote_ip="127.0.0.1",
+            protocol="http",
         )
         self.written: list[Any] = []
         self.close_code: int | None = None
@@ -441,10 +458,13 @@ def _as_received(message: Any, binary: bool) -> Any:
     return body.decode() if kind == b"t" else json.loads(body)
 
 
-def _nobody() -> Any:
-    if not apps.is_installed("django.contrib.auth"):
-        return None
-    return import_string("django.contrib.auth.models.AnonymousUser")()
+def _cookies(header: str) -> SimpleCookie:
+    """Return the cookies of a header as Tornado's request has them: without those that SimpleCookie does not take."""
+    cookies = SimpleCookie()
+    for name, value in parse_cookie(header).items():
+        with suppress(CookieError):
+            cookies[name] = value
+    return cookies
 
 
 class TestClientsList(Sequence[TestClient]):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 
@@ -117,6 +118,36 @@ def test_a_page_has_a_path_with_arguments_and_can_be_closed_by_a_callback() -> N
             page.client.get_query_argument("y")
     assert page.received == ["/ws/anone", b"\x00"]
     assert page.close_code == 4000
+
+
+def test_an_opener_reads_the_headers_the_cookies_and_the_session_that_the_test_says() -> None:
+    @djmease.opener
+    def look(client: Any) -> None:
+        headers, cookies = client.request.headers, client.request.cookies
+        client.send([headers.get("x-token"), "X-Token" in headers, client.session.get("cart")])
+        client.send({name: morsel.value for name, morsel in cookies.items()})
+
+    store = SessionStore()
+    store["cart"] = 3
+    with (
+        connect(headers={"X-Token": "t", "cookie": 'theme=dark; size="a b"'}, session=store) as told,
+        connect(session={"cart": 4}) as of_a_dict,
+        connect() as stranger,
+    ):
+        pass
+    assert told.received == [["t", True, 3], {"theme": "dark", "size": "a b"}]
+    assert of_a_dict.received == [[None, False, 4], {}]
+    assert stranger.received == [[None, False, None], {}]
+
+
+@pytest.mark.django_db
+def test_the_session_of_djangos_test_client_can_be_that_of_a_page(client: Any) -> None:
+    ada = User.objects.create_user("ada")
+    client.force_login(ada)
+    cookie = client.cookies.output(header="", sep=";")
+    with connect(user=ada, session=client.session, headers={"Cookie": cookie}) as page:
+        assert page.client.session.session_key == client.session.session_key
+        assert page.client.request.cookies["sessionid"].value == client.session.session_key
 
 
 @pytest.mark.parametrize("where", ["opener", "another opener", "receiver", "another receiver", "closer", None])
