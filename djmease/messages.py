@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
 
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 
 NAME_RULE = "1 to 200 of letters, digits and ._:-/@+"
@@ -80,11 +83,32 @@ def is_group(name: object) -> TypeGuard[str]:
 
 
 def primary_key(user: Any) -> str:
-    """Return the primary key, as text, of a user or of itself, or raise ``ValueError`` where there is none yet."""
-    key = user.pk if hasattr(user, "pk") else user
+    """Return the primary key of a user, or one that is given itself, as the text by which the servers know it.
+
+    Raises ``ValueError`` for a user without one yet, and for what can be no primary key of the site's users.
+    """
+    is_user = hasattr(user, "pk")
+    key = user.pk if is_user else user
     if key is None or key == "":
         raise ValueError(f"user {user!r} is nobody, or not saved: it should have a primary key")
-    return str(key)
+    return str(key if is_user else _of_the_model(key))
+
+
+def _of_the_model(key: Any) -> Any:
+    """Return a primary key as the site's model of users has it, where there is one."""
+    if not apps.is_installed("django.contrib.auth"):
+        return key
+    model = get_user_model()
+    try:
+        if isinstance(key, (bool, float)):  # Django would make 1 of True.
+            raise ValidationError("It is no text and no whole number.")
+        return model._meta.pk.to_python(key)
+    except (ValidationError, TypeError) as error:
+        reason = " ".join(error.messages) if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"user {key!r} is no primary key of {model._meta.label} ({reason}): name the user by its primary key, or "
+            "give the user itself"
+        ) from error
 
 
 def told_back(said: Any) -> str | None:

@@ -6,12 +6,17 @@ import datetime
 import decimal
 import uuid
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
+from django.db import models
+from django.test.utils import isolate_apps
 from hypothesis import given
 from hypothesis import strategies as st
 
+from djmease import messages
 from djmease.messages import check_group, check_routing, decode, encode, encode_body, is_valid_name, primary_key
 
 json_values = st.recursive(
@@ -124,3 +129,37 @@ def test_a_primary_key_is_text_and_must_be_there() -> None:
     for nobody in (None, ""):
         with pytest.raises(ValueError, match="not saved"):
             primary_key(nobody)
+
+
+@pytest.mark.parametrize("key", [7, "7", "07", User(pk=7), SimpleNamespace(pk="7")])
+def test_a_primary_key_is_the_text_by_which_the_servers_know_it(key: Any) -> None:
+    assert primary_key(key) == "7"
+
+
+@pytest.mark.parametrize("key", ["ada", "7.5", 7.0, True, [7], {}])
+def test_what_can_be_no_primary_key_of_a_user_is_named_with_the_cure(key: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no primary key of auth\.User \(.+\): name the user by") as caught:
+        primary_key(key)
+    assert repr(key) in str(caught.value) and "give the user itself" in str(caught.value)
+
+
+@isolate_apps("tests")
+def test_a_primary_key_is_one_of_the_sites_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Member(models.Model):  # noqa: DJ008
+        id = models.UUIDField(primary_key=True)
+
+        class Meta:
+            app_label = "tests"
+
+    monkeypatch.setattr(messages, "get_user_model", lambda: Member)
+    key = uuid.UUID(int=7)
+    for spelling in (key, str(key), key.hex.upper()):
+        assert primary_key(spelling) == str(key)
+    for wrong in ("ada", b"ada"):
+        with pytest.raises(ValueError, match=r"tests\.Member"):
+            primary_key(wrong)
+
+
+def test_a_site_without_users_may_call_its_clients_as_it_likes(settings: Any) -> None:
+    settings.INSTALLED_APPS = ["djmease"]
+    assert primary_key("ada") == "ada"
