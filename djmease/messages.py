@@ -90,8 +90,17 @@ def primary_key(user: Any) -> str:
     is_user = hasattr(user, "pk")
     key = user.pk if is_user else user
     if key is None or key == "":
-        raise ValueError(f"user {user!r} is nobody, or not saved: it should have a primary key")
+        raise ValueError(_nobody(user))
     return str(key if is_user else _of_the_model(key))
+
+
+def _nobody(user: Any) -> str:
+    if user is None or user == "":
+        return f"user {user!r} is nobody: it should be a user that is saved, or a primary key"
+    if getattr(user, "is_anonymous", False):
+        return f"user {user} is nobody: ask request.user.is_authenticated first"
+    # The class of what a lazy object, such as request.user, stands for.
+    return f"user <{user.__class__.__name__}: {user}> is not saved: it should have a primary key"
 
 
 def _of_the_model(key: Any) -> Any:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
 from django.test.utils import isolate_apps
+from django.utils.functional import SimpleLazyObject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,11 +125,20 @@ def test_names_of_ours_are_refused() -> None:
             check("mease.presence")
 
 
-def test_a_primary_key_is_text_and_must_be_there() -> None:
-    assert primary_key(7) == "7"
-    for nobody in (None, ""):
-        with pytest.raises(ValueError, match="not saved"):
-            primary_key(nobody)
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        (None, "user None is nobody: it should be a user that is saved"),
+        ("", "user '' is nobody"),
+        (AnonymousUser(), "user AnonymousUser is nobody: ask request.user.is_authenticated first"),
+        (SimpleLazyObject(AnonymousUser), "user AnonymousUser is nobody: ask"),
+        (User(username="new"), "user <User: new> is not saved: it should have a primary key"),
+        (SimpleLazyObject(lambda: User(username="new")), "user <User: new> is not saved"),
+    ],
+)
+def test_a_user_without_a_primary_key_is_named_with_the_cure(user: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        primary_key(user)
 
 
 @pytest.mark.parametrize("key", [7, "7", "07", User(pk=7), SimpleNamespace(pk="7")])
