@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
@@ -21,6 +21,7 @@ from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model, QuerySet
 
 NAME_RULE = "1 to 200 of letters, digits and ._:-/@+"
 RESERVED_PREFIX = "mease."
@@ -31,7 +32,21 @@ MAX_TIME = 1e11
 
 _is_id = re.compile(rb"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_name = re.compile(r"[A-Za-z0-9._:\-/@+]{1,200}", re.ASCII).fullmatch
-_encode_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class _Encoder(DjangoJSONEncoder):
+    def default(self, o: Any) -> Any:
+        for kind, cure in _CURES.items():
+            if isinstance(o, kind):
+                raise TypeError(f"Object of type {o.__class__.__name__} is not JSON serializable: {cure}")
+        return super().default(o)
+
+
+_CURES: Mapping[type, str] = {
+    Model: "give its primary key, or a dict of what the pages need",
+    QuerySet: "give a list of primary keys, or of dicts, such as list(queryset.values('id', 'name'))",
+}
+_encode_json = _Encoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

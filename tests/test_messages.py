@@ -104,6 +104,20 @@ def test_what_json_cannot_hold_shows_where_it_is_encoded(message: Any) -> None:
         encode_body(message)
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (User(), "type User is not JSON serializable: give its primary key, or a dict"),
+        ({"who": [SimpleLazyObject(User)]}, "type User is not JSON serializable: give its primary key"),
+        ({"all": User.objects.all()}, "type QuerySet is not JSON serializable: give a list"),
+        ({1}, "type set is not JSON serializable$"),
+    ],
+)
+def test_what_is_no_json_is_named_with_the_cure(message: Any, reason: str) -> None:
+    with pytest.raises(TypeError, match=reason):
+        encode_body(message)
+
+
 @pytest.mark.parametrize("name", ["a", "chat.message", "A-Z_0:9/@+", "x" * 200])
 def test_valid_names(name: str) -> None:
     assert is_valid_name(name)
