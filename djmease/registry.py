@@ -392,7 +392,11 @@ def _refuse_meant_signal(kind: Kind, function: Any) -> None:
 
 
 def _hint_for(kind: Kind, value: object) -> str:
-    return f"; a routing is said as @djmease.sender(routing={value!r})" if kind == "sender" else ""
+    said = {
+        "sender": "a routing is said as @djmease.sender(routing",
+        "receiver": "a type is said as @djmease.receiver(type",
+    }
+    return f"; {said[kind]}={value!r})" if kind in said and isinstance(value, (str, list, tuple)) else ""
 
 
 def _decorator(
