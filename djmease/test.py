@@ -15,6 +15,7 @@ Here callbacks run one after the other in the thread of the test, and what they 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, SynchronousOnlyOperation
 from django.http import parse_cookie
 from django.test import override_settings
 from django.utils.datastructures import CaseInsensitiveMapping
@@ -67,7 +68,10 @@ def connect(
     ``path`` may have a query. ``headers`` are those of its handshake, and those of ``Cookie`` its cookies; they log
     nobody in: ``user`` and ``session`` are what callbacks shall see. ``session`` may be that of Django's test client,
     or a dict. What is published meanwhile runs the senders on all pages that are connected.
+
+    Raises ``SynchronousOnlyOperation`` on an event loop, where callbacks could not run as they do in the server.
     """
+    _refuse_event_loop()
     site = _sites[-1] if _sites else _Site()
     with site.running():
         page = Page(site, TestClient(site, user=user, session=session, path=path, headers=headers), groups)
@@ -76,6 +80,14 @@ def connect(
             yield page
         finally:
             page.close()
+
+
+def _refuse_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SynchronousOnlyOperation("djmease.test.connect is for `def` tests: in an `async def` there is an event loop.")
 
 
 @contextmanager

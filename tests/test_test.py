@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.db import SessionStore
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import transaction
 
 import djmease
@@ -280,6 +281,18 @@ def test_a_page_joins_so_many_groups_and_leaves_none_where_it_was_put(group_rule
         page.join("open.3")
         page.leave("open.given")
         assert page.client.groups == {"open.given", "open.2", "open.3"}
+
+
+def test_connect_is_for_def_tests_and_says_so() -> None:
+    async def test() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="connect is for `def` tests"), connect():
+            pass
+        with captured_messages() as captured:
+            await djmease.apublish("chat.message", "hi")
+        assert [message.body for message in captured] == ["hi"]
+
+    register_chat()
+    asyncio.run(test())
 
 
 def test_faults_of_the_settings_are_shown(settings: Any) -> None:
