@@ -100,7 +100,8 @@ def live_server() -> Iterator[LiveServer]:
     """
     # Nothing of the server is imported where it is not wanted.
     server: LiveServer = import_string("djmease.server.live.LiveServer")()
-    server.start()
+    with override_settings(ALLOWED_HOSTS=[*settings.ALLOWED_HOSTS, "127.0.0.1"]):  # Its own, which it reads once.
+        server.start()
     try:
         with (
             _listed(server.publish, publishing.wires),
