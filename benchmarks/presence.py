@@ -42,7 +42,7 @@ def measure(members: int, home: Path) -> None:
     valkey.acquire()
     try:
         redis = Redis(connection_pool=connections.publisher_pool())
-        prefixes = (connections.presence_prefix(), connections.group_prefix())
+        prefixes = (connections.names().presence_prefix, connections.names().group_prefix)
 
         def run(script: roll.Script, *arguments: Any) -> Any:
             return redis.eval(script.text, 0, *prefixes, roll.new_seed(), *arguments)

@@ -86,10 +86,10 @@ def answer_for_clients(redis: Any) -> None:
     from djmease import connections
 
     with suppress(RedisError), redis.pubsub() as orders:
-        orders.subscribe(connections.control_channel())
+        orders.subscribe(connections.names().control_channel)
         for order in orders.listen():
             if order["type"] == "message":
-                key = f"{connections.reply_prefix()}{json.loads(order['data'])['reply']}"
+                key = connections.names().reply_key(json.loads(order["data"])["reply"])
                 for server in SERVERS:
                     redis.rpush(key, json.dumps({"server": server, "total": 1700, "clients": clients_of(server)}))
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from django.conf import settings
 from redis import Redis
-from redis.client import NEVER_DECODE
 
 from djmease import connections, roll
 from djmease.messages import check_group
@@ -115,21 +114,21 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
     if connections.is_idle():
         return [None] * len(groups)  # It does not run because no server does.
     redis = Redis(connection_pool=connections.publisher_pool())
-    prefix = connections.presence_prefix()
+    names = connections.names()
+    prefix = names.presence_prefix
     while True:
         pipe = redis.pipeline(transaction=False)
         pipe.time()
         pipe.zrange(f"{prefix}servers", 0, 0, withscores=True)
         for group in groups:
-            # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
-            pipe.execute_command(command, f"{prefix}persons.{group}", **{NEVER_DECODE: True})
+            pipe.execute_command(command, f"{prefix}persons.{group}")
         (seconds, microseconds), longest_silent, *found = pipe.execute()
         oldest = seconds + microseconds / 1e6 - roll.DEAD_AFTER
         dead = [server for server, seen_at in longest_silent if seen_at <= oldest]
         if not dead:
             return found
         # Another server does this when it looks; there may be none.
-        arguments = (prefix, connections.group_prefix(), roll.new_seed(), dead[0], roll.DEAD_AFTER, roll.REAPED_AT_ONCE)
+        arguments = (prefix, names.group_prefix, roll.new_seed(), dead[0], roll.DEAD_AFTER, roll.REAPED_AT_ONCE)
         redis.eval(roll.REAP.text, 0, *arguments)
 
 

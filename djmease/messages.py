@@ -245,11 +245,6 @@ def _decode_fields(fields: list[bytes]) -> dict[str, Any]:
     return found
 
 
-def user_channel(prefix: str, key: str) -> str:
-    """Return the name of the channel of a user's primary key, which may be any text."""
-    return prefix + quote(key, safe="")
-
-
 def _decode_body(kind: bytes, body: bytes) -> Any:
     if kind == b"j":
         return _decode_json(body)

@@ -223,7 +223,7 @@ def _send_control(payload: str) -> None:
         if connections.is_idle():
             return
         raise
-    _exchange(pool, connection, [connections.control_channel()], payload)
+    _exchange(pool, connection, [connections.names().control_channel], payload)
 
 
 def refuse_event_loop(name: str, asynchronous: str) -> None:
@@ -296,7 +296,7 @@ class Outgoing:
 
     @property
     def all_channels(self) -> list[str]:
-        return [f"{connections.channel_prefix()}{self.routing}"] if self.channels is None else self.channels
+        return [connections.names().routing_channel(self.routing)] if self.channels is None else self.channels
 
     @property
     def fields(self) -> dict[str, str]:
@@ -334,11 +334,10 @@ def _channels(groups: list[str] | None, users: list[str] | None) -> list[str] | 
 
     Whoever is meant by groups and users together is in one of either.
     """
+    names = connections.names()
     targets = [
-        [f"{connections.group_prefix()}{group}" for group in dict.fromkeys(groups)] if groups is not None else None,
-        [messages.user_channel(connections.user_prefix(), user) for user in dict.fromkeys(users)]
-        if users is not None
-        else None,
+        [names.group_channel(group) for group in dict.fromkeys(groups)] if groups is not None else None,
+        [names.user_channel(user) for user in dict.fromkeys(users)] if users is not None else None,
     ]
     fewest = min((channels for channels in targets if channels is not None), key=len, default=None)
     return None if fewest is None or len(fewest) > MAX_CHANNELS else fewest
@@ -445,7 +444,8 @@ def _exchange(pool: ConnectionPool, connection: Connection, channels: list[str],
                 connection.pack_commands([("PUBLISH", channel, payload) for channel in channels])
             )
         return sum([connection.read_response() for _ in channels])
-    except (RedisError, OSError):
+    except BaseException:
+        # Also what a signal raises, such as a task's time limit: the answer would be the next message's.
         connection.disconnect()
         raise
     finally:

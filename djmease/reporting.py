@@ -88,7 +88,7 @@ def get_status() -> Status:
     It reads Redis, and blocks for a second or two at most; a Redis that does not answer is one of the problems, and no
     error. Raises ``ImproperlyConfigured`` where ``MEASE_REDIS_URL`` is not set and ``DEBUG`` is off.
     """
-    nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.key_prefix())
+    nothing = Status(taken_at=time.time(), redis=connections.address(), prefix=connections.names().prefix)
     try:
         if connections.is_idle():
             return replace(nothing, problems=(no_server(),))
@@ -210,7 +210,7 @@ def ask(order: dict[str, Any], *, expected: int, timeout: float) -> list[dict[st
 
 def answers(token: str, *, expected: int, timeout: float) -> Iterator[dict[str, Any]]:
     """Yield what servers answer to a token, which nobody else can guess: so many, or as many as come in time."""
-    key = f"{connections.reply_prefix()}{token}"
+    key = connections.names().reply_key(token)
     deadline = time.monotonic() + timeout
     redis = _redis()
     longest = _longest_wait(redis)
@@ -241,11 +241,11 @@ def _redis() -> Any:
 
 def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
     """Return the reports that can be read, and the ids of the others, each with the reason."""
-    redis = _redis()
-    ids = [_text(each) for each in redis.zrange(connections.servers_key(), 0, -1)]
+    redis, names = _redis(), connections.names()
+    ids = [each.decode(errors="replace") for each in redis.zrange(names.servers_key, 0, -1)]
     with redis.pipeline(transaction=False) as pipe:
         for server_id in ids:
-            pipe.hmget(f"{connections.server_prefix()}{server_id}", "report", "callbacks")
+            pipe.hmget(names.server_key(server_id), "report", "callbacks")
         replies = pipe.execute(raise_on_error=False)
     found: list[ServerReport] = []
     unread: list[tuple[str, str]] = []
@@ -257,11 +257,6 @@ def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
         except ValueError as error:
             unread.append((server_id, str(error)))
     return found, unread
-
-
-def _text(name: str | bytes) -> str:
-    # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
-    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 def _read_server(server_id: str, reply: Any) -> ServerReport:

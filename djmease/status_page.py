@@ -100,7 +100,7 @@ def current_status() -> Status:
     except ImproperlyConfigured as error:
         text, _colon, cure = str(error).partition(": ")
         problem = Problem(kind="settings", text=f"{text}.", cure=cure)
-        return Status(taken_at=time.time(), redis="", prefix=connections.key_prefix(), problems=(problem,))
+        return Status(taken_at=time.time(), redis="", prefix=connections.names().prefix, problems=(problem,))
 
 
 def parts_of(status: Status, wish: Wish) -> dict[str, Part]:

@@ -382,7 +382,7 @@ class TestClient:
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
-        self.groups: frozenset[str] = frozenset()
+        self._groups: frozenset[str] = frozenset()
         self.own_groups: frozenset[str] = frozenset()
         """Those that its page has joined."""
         stranger, sent = nobody(), CaseInsensitiveMapping(headers or {})
@@ -406,6 +406,10 @@ class TestClient:
         self._site = site
 
     @property
+    def groups(self) -> frozenset[str]:
+        return self._groups
+
+    @property
     def user_key(self) -> str | None:
         key = getattr(self.user, "pk", None)
         return None if key is None else str(key)
@@ -425,7 +429,7 @@ class TestClient:
 
     def join(self, group: str) -> None:
         if check_group(group) not in self.groups and self.is_present:
-            self.groups |= {group}
+            self._groups |= {group}
             if self in self._site.clients:
                 self._site.joined(self, group)
 
@@ -434,7 +438,7 @@ class TestClient:
 
     def leave(self, group: str) -> None:
         if check_group(group) in self.groups:
-            self.groups -= {group}
+            self._groups -= {group}
             if self in self._site.clients:
                 self._site.left(self, group)
 

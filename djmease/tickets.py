@@ -15,7 +15,7 @@ from django.core.signing import BadSignature, SignatureExpired, TimestampSigner
 from django.utils.crypto import constant_time_compare, salted_hmac
 from redis import Redis
 
-from djmease.connections import publisher_pool, ticket_prefix
+from djmease.connections import names, publisher_pool
 from djmease.identities import Identity, Unauthenticated, auth_hash, load_user, nobody, session_hash
 
 TICKET_AGE = 60
@@ -51,7 +51,8 @@ def redeem(ticket: str) -> Identity:
     the use.
     """
     content = _content(ticket)
-    if not Redis(connection_pool=publisher_pool()).set(ticket_prefix() + content["id"], 1, nx=True, ex=USE_MEMORY):
+    key = names().ticket_key(content["id"])
+    if not Redis(connection_pool=publisher_pool()).set(key, 1, nx=True, ex=USE_MEMORY):
         raise _invalid("used before")
     if content["expires"] is not None and content["expires"] <= time.time():
         raise _invalid("its session has expired")

@@ -105,6 +105,6 @@ def put(*reports: ServerReport) -> None:
 def put_raw(server_id: str, **fields: Any) -> None:
     """Write a server's hash as it is."""
     redis = redis_client()
-    redis.zadd(connections.servers_key(), {server_id: time.time()})
-    redis.delete(f"{connections.server_prefix()}{server_id}")
-    redis.hset(f"{connections.server_prefix()}{server_id}", mapping=fields)
+    redis.zadd(connections.names().servers_key, {server_id: time.time()})
+    redis.delete(connections.names().server_key(server_id))
+    redis.hset(connections.names().server_key(server_id), mapping=fields)

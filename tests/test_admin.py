@@ -283,7 +283,7 @@ class answering:  # noqa: N801 (it is used as a function)
 
     def __enter__(self) -> answering:
         self.orders = self.redis.pubsub()
-        self.orders.subscribe(connections.control_channel())
+        self.orders.subscribe(connections.names().control_channel)
         eventually(lambda: self.orders.get_message(timeout=1), "the subscription")
         self.thread = threading.Thread(target=self._answer)
         self.thread.start()
@@ -295,7 +295,7 @@ class answering:  # noqa: N801 (it is used as a function)
             question = json.loads(order["data"])
             self.questions.append(question)
             for answer in self.answers:
-                self.redis.rpush(f"{connections.reply_prefix()}{question['reply']}", json.dumps(answer))
+                self.redis.rpush(connections.names().reply_key(question["reply"]), json.dumps(answer))
 
     def __exit__(self, *_: Any) -> None:
         self.thread.join(DEADLINE)
@@ -337,7 +337,7 @@ def test_nothing_is_cached(redis: str, browser_of_admin: Client) -> None:
 def test_servers_are_asked_for_clients_only_when_somebody_looks(redis: str, browser_of_admin: Client) -> None:
     reported.put(reported.server())
     listener = Redis.from_url(connections.connection_url()).pubsub()
-    listener.subscribe(connections.control_channel())
+    listener.subscribe(connections.names().control_channel)
     eventually(lambda: listener.get_message(timeout=1), "the subscription")
     browser_of_admin.get(PAGE)
     parts_of(browser_of_admin)
@@ -363,7 +363,7 @@ def test_three_hundred_clients_are_shown_and_how_many_there_are(redis: str, brow
 def test_servers_are_asked_for_groups_only_when_somebody_looks(redis: str, browser_of_admin: Client) -> None:
     reported.put(reported.server())
     listener = Redis.from_url(connections.connection_url()).pubsub()
-    listener.subscribe(connections.control_channel())
+    listener.subscribe(connections.names().control_channel)
     eventually(lambda: listener.get_message(timeout=1), "the subscription")
     browser_of_admin.get(PAGE)
     parts_of(browser_of_admin, group_search="lobby")
@@ -396,7 +396,7 @@ def test_the_biggest_group_comes_first_and_leads_to_those_in_it(redis: str, brow
 def test_persons_are_shown_where_groups_have_presence(redis: str, browser_of_admin: Client, settings: Any) -> None:
     settings.MEASE_PRESENCE = ["board.*"]
     reported.put(reported.server("one"))
-    Redis.from_url(connections.connection_url()).hset(f"{connections.presence_prefix()}persons.board.1", "u1", "")
+    Redis.from_url(connections.connection_url()).hset(f"{connections.names().presence_prefix}persons.board.1", "u1", "")
     with answering([{"server": "one", "total": 2, "groups": [group_fields("board.1", 31), group_fields("lobby", 5)]}]):
         html = parts_of(browser_of_admin, groups="1")["groups"]["html"]
     assert "Persons" in html and "2 in all, the biggest first." in html

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "djmease"
 
 # Each module may import modules of lower layers only, never of its own.
 LAYERS = [
-    {"conf", "types", "tables", "models", "formats", "plots"},
+    {"conf", "types", "tables", "models", "formats", "plots", "names"},
     {"registry", "messages", "embedded", "identities", "reports"},
     {"roll"},
     {"connections", "loader", "rereading"},
@@ -32,7 +32,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate", "server.complaints", "server.link", "server.names"},
+    {"server.background", "server.options", "server.deflate", "server.complaints", "server.link"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
@@ -44,8 +44,8 @@ SERVER_LAYERS = [
         "server.pulse",
     },
     {"server.forms", "server.limits"},
-    {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
-    {"server.client", "server.pings", "server.tasks", "server.workers"},
+    {"server.outbox", "server.listener", "server.orders", "server.neighbours", "server.watch"},
+    {"server.client", "server.state", "server.pings", "server.tasks", "server.workers"},
     {"server.clients", "server.joining"},
     {"server.calls", "server.logins", "server.presence"},
     {"server.running"},
@@ -59,7 +59,7 @@ SERVER_LAYERS = [
     {"server.live"},
 ]
 PACKAGES = {"server.__init__", "templatetags.__init__"}
-PLAIN = {"registry", "messages", "types", "identities", "rereading", "reports", "roll"}
+PLAIN = {"registry", "messages", "names", "types", "identities", "rereading", "reports", "roll"}
 """What the server may know of the left side: values, no settings of ours and no Redis."""
 READS_SETTINGS = {
     "server.factory": {"authenticators", "connections", "loader", "__init__"},

@@ -20,7 +20,7 @@ Log = Callable[[], list[str]]
 def test_an_order_reaches_every_server_and_is_obeyed(start_server: Callable[[], Any]) -> None:
     obeyed: list[dict[str, Any]] = []
     for live in (start_server(), start_server()):
-        live.server._orders["recheck"] = obeyed.append
+        live.server.orders.add({"recheck": obeyed.append})
     with captured_messages() as captured:
         assert publish_control({"order": "recheck", "user": "7"})
     eventually(lambda: len(obeyed) == 2, "both")
@@ -41,7 +41,7 @@ def test_an_order_reaches_a_live_server_without_any_redis(settings: Any) -> None
     settings.MEASE_REDIS_URL = None
     obeyed: list[dict[str, Any]] = []
     with live_server() as live:
-        live.server._orders["recheck"] = obeyed.append  # type: ignore[attr-defined]
+        live.server.orders.add({"recheck": obeyed.append})  # type: ignore[attr-defined]
         assert publish_control({"order": "recheck"})
         eventually(lambda: obeyed, "the order")
 

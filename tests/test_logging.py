@@ -211,7 +211,7 @@ def test_a_handshake_that_is_refused(start_server: StartServer, record_of: Find)
 def test_a_payload_that_cannot_be_read(start_server: StartServer, record_of: Find) -> None:
     start_server()
     redis = Redis(connection_pool=connections.publisher_pool())
-    redis.publish(f"{connections.channel_prefix()}news", b"\x00mease9 x")
+    redis.publish(connections.names().routing_channel("news"), b"\x00mease9 x")
     assert fields(record_of("is refused: envelope of version")) == {"routing": "news"}
 
 

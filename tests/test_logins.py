@@ -31,11 +31,11 @@ from websockets.sync.client import connect
 
 import djmease
 from djmease import authenticators
-from djmease.connections import control_channel, publisher_pool
+from djmease.connections import names, publisher_pool
 from djmease.publishing import control_wires
 from djmease.rereading import reread_all
 from djmease.revocation import watch_logins
-from djmease.server import dispatch, logins
+from djmease.server import background, dispatch, logins
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -76,7 +76,7 @@ def page(server: LiveServer, browser: Browser) -> Any:
 
 
 def publish_order(order: str) -> None:
-    Redis(connection_pool=publisher_pool()).publish(control_channel(), order)
+    Redis(connection_pool=publisher_pool()).publish(names().control_channel, order)
 
 
 def assert_ended(connection: Any, reason: str = "the login has ended") -> None:
@@ -288,6 +288,50 @@ def test_what_fails_as_a_whole_is_tried_again(
     User.objects.filter(pk=ada.pk).update(is_active=False)
     assert_ended(connection)
     assert next(failures, None) is None
+
+
+def test_a_client_whose_reading_fails_is_tried_again_and_harms_no_other(
+    start_server: StartServer, settings: Any, ada: User, bob: User, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    server = start_server()
+    pages = [page(server, browser_of(ada)), page(server, browser_of(bob))]
+    reidentify = server.server.clients.reidentify
+    failed: dict[str, None] = {}
+
+    def fail_once_each(client: Any, identity: Any) -> None:
+        if client.id not in failed:
+            failed[client.id] = None
+            raise RuntimeError("no")
+        reidentify(client, identity)
+
+    monkeypatch.setattr(server.server.clients, "reidentify", fail_once_each)
+    eventually(lambda: len(failed) == 2)
+    assert any("could not be read again: RuntimeError('no')" in line for line in log_of())
+    User.objects.update(is_active=False)
+    for connection in pages:
+        assert_ended(connection)
+
+
+def test_reading_logins_goes_on_after_a_failure(
+    start_server: StartServer, settings: Any, ada: User, monkeypatch: pytest.MonkeyPatch, log_of: Log
+) -> None:
+    settings.MEASE_RECHECK_INTERVAL = 0.2
+    monkeypatch.setattr(background, "PAUSE", 0.01)
+    server = start_server()
+    take_due = server.server._logins._take_due
+    failures = iter([RuntimeError("no")])
+
+    def fail_once() -> Any:
+        for failure in failures:
+            raise failure
+        return take_due()
+
+    monkeypatch.setattr(server.server._logins, "_take_due", fail_once)
+    connection = page(server, browser_of(ada))
+    User.objects.filter(pk=ada.pk).update(is_active=False)
+    assert_ended(connection)
+    assert "reading logins again has failed, and begins anew" in log_of()
 
 
 def test_a_login_that_a_receivers_rule_found_ended_ends_too(

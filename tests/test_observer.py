@@ -444,7 +444,7 @@ def publish_traced(routing: str, body: str, **targets: Any) -> dict[str, Any]:
         kind=b"t", body=body.encode(), message_id=messages.new_id(), published_at=time.time(), trace=token, **targets
     )
     redis = Redis(connection_pool=connections.publisher_pool())
-    redis.publish(f"{connections.channel_prefix()}{routing}", payload)
+    redis.publish(connections.names().routing_channel(routing), payload)
     (answer,) = reporting.answers(token, expected=1, timeout=DEADLINE)
     return answer
 

@@ -429,7 +429,7 @@ def test_after_a_kill_the_leaves_are_published_once_and_in_time(
     for server in survivors:
         eventually(lambda server=server: server.server._presence._link.is_connected)
     redis = Redis(connection_pool=connections.publisher_pool())
-    persons = f"{connections.presence_prefix()}persons.{GROUP}"
+    persons = f"{connections.names().presence_prefix}persons.{GROUP}"
     # Not by ``presence``, which would look for the dead itself.
     eventually(lambda: redis.hlen(persons) == 2)
     assert time.monotonic() - killed < LIMIT
@@ -497,7 +497,7 @@ def test_who_reaps_for_long_goes_on_living(
     start_server: StartServer, admin: Redis, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roll, "REAPED_AT_ONCE", 1)
-    prefixes = (connections.presence_prefix(), connections.group_prefix(), roll.new_seed())
+    prefixes = (connections.names().presence_prefix, connections.names().group_prefix, roll.new_seed())
     admin.eval(roll.BEAT.text, 0, *prefixes, "gone", 7)
     for number in range(1_000):
         changes = [(f"board.{number}", f"c{person}", 1, "1.000", '"x",\nnull,\n{}', 1) for person in range(10)]
@@ -660,7 +660,7 @@ def test_the_rights_that_are_named_are_enough(
     other.stop()
     assert page.hear()[0] == "leave"
     redis = Redis(connection_pool=connections.publisher_pool())
-    redis.zadd(f"{connections.presence_prefix()}servers", {"dead": 1.0})
+    redis.zadd(f"{connections.names().presence_prefix}servers", {"dead": 1.0})
     assert names() == [page.id] and djmease.presence_count(GROUP) == 1
     assert server.server._presence.trouble is None
 

@@ -30,6 +30,7 @@ from redis.retry import Retry
 import djmease
 from djmease import connections
 from djmease.embedded import EmbeddedValkey
+from djmease.server import link as link_module
 from djmease.server import listener as listener_module
 from djmease.server import pulse as pulse_module
 from djmease.server import server as server_module
@@ -47,8 +48,7 @@ NEW = 30
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.3)
     monkeypatch.setattr(pulse_module, "ANSWER_TIMEOUT", 0.3)
-    for module in (listener_module, pulse_module):
-        monkeypatch.setattr(module, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(link_module, "MAX_BACKOFF", 0.1)
 
 
 class Traffic(threading.Thread):
@@ -108,7 +108,6 @@ class Scene:
 async def scene(redis: str, valkey: EmbeddedValkey, **options: Any) -> AsyncIterator[Scene]:
     heard: list[int] = []
     listener = make_listener(
-        redis,
         on_message=lambda message: heard.append(int(message.body)),
         **{"heartbeat_interval": INTERVAL, **options},
     )
@@ -287,7 +286,7 @@ def test_a_server_is_ready_again_when_it_hears_again(
 
 
 async def start_and_end(redis: str) -> None:
-    async with running(make_listener(redis)):
+    async with running(make_listener()):
         pass
 
 

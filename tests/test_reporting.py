@@ -246,7 +246,7 @@ def test_a_redis_client_that_decodes_what_it_reads(redis: str, settings: Any) ->
     reported.put(reported.server())
     settings.MEASE_REDIS_OPTIONS = {"decode_responses": True}
     assert get_status().is_well
-    reported.redis_client().rpush(f"{connections.reply_prefix()}t", '{"a": 1}')
+    reported.redis_client().rpush(connections.names().reply_key("t"), '{"a": 1}')
     assert list(answers("t", expected=1, timeout=DEADLINE)) == [{"a": 1}]
 
 
@@ -284,8 +284,8 @@ def test_where_no_report_can_be_read_it_is_not_well(redis: str) -> None:
 def test_a_key_of_another_kind_hides_no_other(redis: str) -> None:
     reported.put(reported.server("a"), reported.server("b"))
     client = reported.redis_client()
-    client.delete(f"{connections.server_prefix()}b")
-    client.set(f"{connections.server_prefix()}b", "text")
+    client.delete(connections.names().server_key("b"))
+    client.set(connections.names().server_key("b"), "text")
     status = get_status()
     assert [server.id for server in status.servers] == ["a"]
     assert kinds(status) == ["unread"] and "WRONGTYPE" in status.problems[0].text
@@ -293,7 +293,7 @@ def test_a_key_of_another_kind_hides_no_other(redis: str) -> None:
 
 def test_a_name_that_is_no_text_is_nobody(redis: str) -> None:
     reported.put(reported.server("a"))
-    reported.redis_client().zadd(connections.servers_key(), {b"\xff": 1})
+    reported.redis_client().zadd(connections.names().servers_key, {b"\xff": 1})
     assert get_status().is_well
 
 
@@ -320,7 +320,7 @@ def servers_that_answer(*told: Any) -> Iterator[list[dict[str, Any]]]:
     """Take the next order as servers do, and answer with these; yields the orders."""
     client = Redis.from_url(connections.connection_url())
     pubsub = client.pubsub()
-    pubsub.subscribe(connections.control_channel())
+    pubsub.subscribe(connections.names().control_channel)
     assert pubsub.get_message(timeout=DEADLINE) is not None
     orders: list[dict[str, Any]] = []
 
@@ -330,7 +330,7 @@ def servers_that_answer(*told: Any) -> Iterator[list[dict[str, Any]]]:
         orders.append(json.loads(heard["data"]))
         for each in told:
             payload = each if isinstance(each, (str, bytes)) else json.dumps(each)
-            client.rpush(f"{connections.reply_prefix()}{orders[0]['reply']}", payload)
+            client.rpush(connections.names().reply_key(orders[0]["reply"]), payload)
 
     thread = threading.Thread(target=take)
     thread.start()
@@ -449,7 +449,7 @@ def test_an_order_that_redis_does_not_take_has_no_answers(status: Status, settin
 
 
 def test_answers_come_until_there_are_enough(redis: str) -> None:
-    key = f"{connections.reply_prefix()}token"
+    key = connections.names().reply_key("token")
     reported.redis_client().rpush(key, '{"a": 1}', "no JSON", "[]", "[" * 100_000, '{"b": 2}', '{"c": 3}')
     assert list(answers("token", expected=2, timeout=DEADLINE)) == [{"a": 1}, {"b": 2}]
     assert list(answers("token", expected=0, timeout=DEADLINE)) == []
@@ -465,7 +465,7 @@ def test_answers_are_waited_for_no_longer_than_is_said(redis: str, monkeypatch: 
 def test_an_answer_that_comes_late_is_waited_for(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "MAX_SLICE", 0.05)
     client = reported.redis_client()
-    timer = threading.Timer(0.2, lambda: client.rpush(f"{connections.reply_prefix()}token", '{"a": 1}'))
+    timer = threading.Timer(0.2, lambda: client.rpush(connections.names().reply_key("token"), '{"a": 1}'))
     timer.start()
     assert list(answers("token", expected=1, timeout=DEADLINE)) == [{"a": 1}]
     timer.join()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from djmease.names import Names
 from djmease.server import subscriptions
 from djmease.server.subscriptions import Subscriptions
 from tests.support import DEADLINE, eventually
@@ -43,7 +44,7 @@ class Model:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.subscriptions = Subscriptions(self.loop, group_prefix="g:", user_prefix="u:", linger=LINGER)
+        self.subscriptions = Subscriptions(self.loop, names=Names("p"), linger=LINGER)
         self.listening: asyncio.Task[None] | None = None
         """What the listener does while it has sent all that it has to."""
         self.held: Counter[str] = Counter()

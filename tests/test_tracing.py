@@ -63,15 +63,15 @@ def server_that_tells(*answers: Any, then: Callable[[], None] = lambda: None) ->
     """Hear the next message as a server does, and answer with these."""
     redis = Redis.from_url(connections.connection_url())
     pubsub = redis.pubsub()
-    pubsub.psubscribe(f"{connections.key_prefix()}*")
+    pubsub.psubscribe(f"{connections.names().prefix}*")
     assert pubsub.get_message(timeout=DEADLINE) is not None
 
     def hear() -> None:
         heard = pubsub.get_message(timeout=DEADLINE)
-        assert heard is not None and heard["channel"] != connections.control_channel().encode()
+        assert heard is not None and heard["channel"] != connections.names().control_channel.encode()
         token = decode("news", heard["data"]).trace
         for each in answers:
-            redis.rpush(f"{connections.reply_prefix()}{token}", each if isinstance(each, str) else json.dumps(each))
+            redis.rpush(connections.names().reply_key(token), each if isinstance(each, str) else json.dumps(each))
         then()
 
     thread = threading.Thread(target=hear)

@@ -17,10 +17,12 @@ from djmease.authenticators import concern
 from djmease.loader import authenticators
 from djmease.messages import new_id
 from djmease.registry import Registry
+from djmease.server.client import Client
 from djmease.server.identity import ANY_ORIGIN, LOCAL_HOSTS, Authentication, Gate
 from djmease.server.limits import Limits
-from djmease.server.names import Names
+from djmease.server.link import Access
 from djmease.server.neighbours import Heartbeat
+from djmease.server.options import Options
 from djmease.server.proxies import Proxies
 from djmease.server.server import Server
 
@@ -37,39 +39,15 @@ def make_server(
     return Server(
         registry=registry,
         sockets=sockets,
-        connect=connections.listener_connection if hears_redis else None,
-        names=_names(),
-        presence=settings.MEASE_PRESENCE,
+        access=_access(revive) if hears_redis else None,
+        names=connections.names(),
         heartbeat=_heartbeat(registry),
         addresses=addresses(sockets, "ws" if ssl_context is None else "wss"),
-        explain=connections.reason,
         refuse=_gate().refusal,
         proxies=Proxies(settings.MEASE_TRUSTED_PROXIES, trusts_host=settings.USE_X_FORWARDED_HOST),
         authentication=_authentication(),
-        path=settings.MEASE_PATH,
-        max_workers=settings.MEASE_MAX_WORKERS,
-        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
-        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
-        compression=settings.MEASE_COMPRESSION,
-        ping_interval=settings.MEASE_PING_INTERVAL,
-        ping_timeout=settings.MEASE_PING_TIMEOUT,
-        limits=Limits(
-            connections=settings.MEASE_MAX_CONNECTIONS,
-            per_user=settings.MEASE_MAX_CONNECTIONS_PER_USER,
-            per_address=settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS,
-            message_rate=settings.MEASE_MAX_MESSAGE_RATE,
-            message_burst=settings.MEASE_MAX_MESSAGE_BURST,
-        ),
-        max_groups=settings.MEASE_MAX_GROUPS,
-        max_header_size=settings.MEASE_MAX_HEADER_SIZE,
-        handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
-        drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
-        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
-        recheck_interval=settings.MEASE_RECHECK_INTERVAL,
-        report_interval=settings.MEASE_REPORT_INTERVAL,
-        reports_bodies=settings.MEASE_REPORT_BODIES,
-        metrics_allow=settings.MEASE_METRICS_ALLOW,
-        revive=revive,
+        limits=_limits(),
+        options=_options(),
         ssl_context=ssl_context,
     )
 
@@ -88,18 +66,40 @@ def _address(listening: socket.socket, scheme: str) -> str:
     return f"{scheme}://{host}:{name[1]}{path}"
 
 
-def _names() -> Names:
-    return Names(
-        channel_prefix=connections.channel_prefix(),
-        group_prefix=connections.group_prefix(),
-        user_prefix=connections.user_prefix(),
-        heartbeat_channel=connections.heartbeat_channel(),
-        control_channel=connections.control_channel(),
-        servers_key=connections.servers_key(),
-        server_prefix=connections.server_prefix(),
-        reply_prefix=connections.reply_prefix(),
-        presence_prefix=connections.presence_prefix(),
+def _options() -> Options:
+    return Options(
+        path=settings.MEASE_PATH,
+        max_header_size=settings.MEASE_MAX_HEADER_SIZE,
+        handshake_timeout=settings.MEASE_HANDSHAKE_TIMEOUT,
+        compression=settings.MEASE_COMPRESSION,
+        max_message_size=settings.MEASE_MAX_MESSAGE_SIZE,
+        max_client_buffer=settings.MEASE_MAX_CLIENT_BUFFER,
+        ping_interval=settings.MEASE_PING_INTERVAL,
+        ping_timeout=settings.MEASE_PING_TIMEOUT,
+        max_workers=settings.MEASE_MAX_WORKERS,
+        slow_callback_timeout=settings.MEASE_SLOW_CALLBACK_TIMEOUT,
+        max_groups=settings.MEASE_MAX_GROUPS,
+        presence=settings.MEASE_PRESENCE,
+        recheck_interval=settings.MEASE_RECHECK_INTERVAL,
+        drain_timeout=settings.MEASE_DRAIN_TIMEOUT,
+        report_interval=settings.MEASE_REPORT_INTERVAL,
+        report_bodies=settings.MEASE_REPORT_BODIES,
+        metrics_allow=settings.MEASE_METRICS_ALLOW,
     )
+
+
+def _limits() -> Limits[Client]:
+    return Limits(
+        connections=settings.MEASE_MAX_CONNECTIONS,
+        per_user=settings.MEASE_MAX_CONNECTIONS_PER_USER,
+        per_address=settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS,
+        message_rate=settings.MEASE_MAX_MESSAGE_RATE,
+        message_burst=settings.MEASE_MAX_MESSAGE_BURST,
+    )
+
+
+def _access(revive: Callable[[], Awaitable[None]] | None) -> Access:
+    return Access(connect=connections.listener_connection, explain=connections.reason, revive=revive)
 
 
 def _gate() -> Gate:

@@ -7,28 +7,29 @@ anew, whatever the connection looks like.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NoReturn
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from djmease.messages import Message, decode
+from djmease.names import Names
+from djmease.server.background import Background
 from djmease.server.complaints import Complaints, fields_of
+from djmease.server.link import Access, Backoff, Trouble
 from djmease.server.pulse import REFUSALS, Pulse
 from djmease.server.subscriptions import Subscriptions
 
 logger = logging.getLogger("djmease.listener")
 
 CONNECT_TIMEOUT = 2.0
-"""Seconds for connecting, authenticating and subscribing."""
+"""Seconds for connecting and authenticating, and then for each answer of Redis until all is subscribed."""
 HEARTBEAT_INTERVAL = 5.0
 """Seconds between two of this server's heartbeats."""
 DEAF_AFTER = 60.0
@@ -39,16 +40,15 @@ PATIENCE = 2.5
 """Intervals after which the connections are given up for that."""
 TICKS = 4
 """How often in an interval that is looked at."""
-MAX_BACKOFF = 1.0
-"""Seconds between two attempts to come back, at most."""
 MAX_BATCH = 1000
 """Channels of one command."""
+CONFIRMATIONS = (b"subscribe", b"psubscribe")
 RECENT = 1000
 """How many ids are remembered, to drop a message that a publisher has sent twice."""
 
 
 class Listener:
-    """Hears every publication whose channel begins with ``prefix`` and hands it on as a ``Message``, on the loop.
+    """Hears every publication on the channel of a routing, and hands it on as a ``Message``, on the loop.
 
     What is for groups and users comes on the channels of ``subscriptions``. On two channels beside those it hears
     heartbeats (``on_heartbeat`` gets those of other servers) and orders.
@@ -57,25 +57,21 @@ class Listener:
     def __init__(
         self,
         *,
-        connect: Callable[[], Connection],
-        prefix: str,
-        heartbeat_channel: str,
-        control_channel: str,
+        access: Access,
+        names: Names,
         heartbeat: bytes,
         subscriptions: Subscriptions,
         on_message: Callable[[Message], None],
         on_heartbeat: Callable[[bytes], None],
-        on_control: Callable[[dict[str, Any]], None],
+        on_control: Callable[[bytes], None],
         on_gap: Callable[[float], None],
-        revive: Callable[[], Awaitable[None]] | None = None,
-        explain: Callable[[BaseException], str] = str,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
         deaf_after: float = DEAF_AFTER,
     ) -> None:
-        self._make_connection = connect
-        self._prefix = prefix.encode()
-        self._heartbeat_channel = heartbeat_channel.encode()
-        self._control_channel = control_channel.encode()
+        self._access = access
+        self._prefix = names.channel_prefix.encode()
+        self._heartbeat_channel = names.heartbeat_channel.encode()
+        self._control_channel = names.control_channel.encode()
         self._heartbeat = heartbeat
         self._subscriptions = subscriptions
         self._on_message = on_message
@@ -83,17 +79,13 @@ class Listener:
         self._on_control = on_control
         self._on_gap = on_gap
         """Told how many seconds nothing was heard, when something is again."""
-        self._revive = revive
-        """Called before each attempt to come back: starts an embedded Valkey that has died."""
-        self._explain = explain
         self._interval = heartbeat_interval
         self._deaf_after = deaf_after
         self._pulse = Pulse(
-            connect=connect,
-            channel=heartbeat_channel,
+            access=access,
+            channel=names.heartbeat_channel,
             payload=heartbeat,
             interval=heartbeat_interval,
-            explain=explain,
         )
         self._connection: Connection | None = None
         self._reading: asyncio.Timeout | None = None
@@ -108,7 +100,6 @@ class Listener:
         self._recent: set[str] = set()
         self._recent_order: deque[str] = deque()
         self._refusals = Complaints(logger, logging.ERROR)
-        self._bad_orders = Complaints(logger)
         self.refused = 0
         """Payloads that could not be read."""
         self.reconnects = 0
@@ -125,7 +116,7 @@ class Listener:
         if self._connection is None:
             return self._gone
         if self._pulse.refusal is not None:
-            return f"Redis does not take this server's heartbeat: {self._pulse.refusal}"
+            return self._pulse.refusal
         if self._waited > OVERDUE * self._interval:
             return f"this server's own heartbeat has not come back from Redis for {self._waited:.1f} s"
         return None
@@ -141,29 +132,28 @@ class Listener:
 
     async def run(self) -> None:
         """Read until cancelled; a Redis that goes away is waited for."""
-        beside = [asyncio.create_task(work) for work in (self._pulse.run(), self._watch(), self._tell_changes())]
+        beside = Background(logger)
+        beside.keep("the heartbeat", self._pulse.run)
+        beside.keep("the watch for the heartbeat", self._watch)
+        beside.keep("telling Redis which channels are wanted", self._tell_changes)
         try:
             while True:
                 # Outside of the except clause, or what fails later would have this error for its context.
                 await self._come_back(await self._read_until_it_fails())
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await beside.stop()
             await self._drop()
 
     async def _subscribe(self) -> None:
-        connection = self._make_connection()
+        connection = self._access.connect()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(CONNECT_TIMEOUT) as deadline:
                 await connection.connect()
-                await connection.send_command("SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                await self._ask(connection, deadline, "SUBSCRIBE", self._heartbeat_channel, self._control_channel)
+                # What is for everybody comes first, so that as little of it as can be is missed.
+                await self._ask(connection, deadline, "PSUBSCRIBE", _escaped(self._prefix) + b"*")
                 for channels in _batches(self._subscriptions.channels()):
-                    await connection.send_command("SUBSCRIBE", *channels)
-                await connection.send_command("PSUBSCRIBE", _escaped(self._prefix) + b"*")
-                # What comes on the channels may come before the pattern is confirmed, which is confirmed last.
-                while (reply := await connection.read_response(disable_decoding=True))[0] != b"psubscribe":
-                    self._take(reply)
+                    await self._ask(connection, deadline, "SUBSCRIBE", *channels)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -171,6 +161,24 @@ class Listener:
         self._subscriptions.connected()
         self._waited = 0.0
         self._heard_at = time.monotonic()
+
+    async def _ask(self, connection: Connection, deadline: asyncio.Timeout, *command: bytes | str) -> None:
+        """Send one command for channels, and return when Redis has confirmed them; each answer moves the deadline on.
+
+        What comes on other channels meanwhile is taken. One command after another: a Redis that writes faster than it
+        is read would close the connection (``client-output-buffer-limit pubsub``).
+        """
+        await connection.send_command(*command)
+        left = len(command) - 1
+        while left:
+            replies = [await connection.read_response(disable_decoding=True)]
+            deadline.reschedule(asyncio.get_running_loop().time() + CONNECT_TIMEOUT)
+            for reply in chain(replies, _replies_that_have_come(connection)):
+                self._take(reply)
+                left -= reply[0] in CONFIRMATIONS
+                if not left:
+                    break  # What is behind it is for whoever reads next.
+        await asyncio.sleep(0)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -188,12 +196,17 @@ class Listener:
                 continue  # It subscribes to all that is held when it comes back.
             commands = [("UNSUBSCRIBE", *channels) for channels in _batches(changes.unsubscribe)]
             commands += [("SUBSCRIBE", *channels) for channels in _batches(changes.subscribe)]
-            # What fails here ends the reading of this connection too.
-            with suppress(RedisError, OSError):
+            try:
                 for command in commands:
                     if connection is not self._connection:
                         break  # One that was given up would be connected again by redis-py, and nobody would read it.
                     await connection.send_command(*command)
+            except (RedisError, OSError):
+                pass  # It ends the reading of this connection too.
+            except Exception:
+                # Nobody knows what Redis was told: a new connection is told all of it.
+                await connection.disconnect(nowait=True)
+                raise
 
     async def _read_until_it_fails(self) -> Exception:
         try:
@@ -280,19 +293,9 @@ class Listener:
             if channel == self._heartbeat_channel:
                 self._on_heartbeat(payload)
             elif channel == self._control_channel:
-                self._obey(payload)
+                self._on_control(payload)
         except Exception:
             logger.exception("what came on %r could not be handed on", channel)
-
-    def _obey(self, payload: bytes) -> None:
-        try:
-            order = json.loads(payload)
-        except (ValueError, RecursionError):
-            order = None
-        if isinstance(order, dict):
-            self._on_control(order)
-        else:
-            self._bad_orders.say("an order of %d bytes is not a JSON object, and is dropped", len(payload))
 
     def _is_new(self, message_id: str) -> bool:
         if message_id in self._recent:
@@ -306,7 +309,7 @@ class Listener:
     async def _come_back(self, error: BaseException) -> None:
         # A connection that fell silent has been deaf since it was last heard, and nobody knew.
         gone_at = self._heard_at if isinstance(error, TimeoutError) else time.monotonic()
-        reason = self._explain(error)
+        reason = self._access.explain(error)
         self._gone = f"{'Redis refuses this server' if isinstance(error, REFUSALS) else 'Redis is gone'}: {reason}"
         logger.error("%s; messages published meanwhile are lost; trying to come back", self._gone)
         await self._drop()
@@ -320,19 +323,16 @@ class Listener:
 
     async def _try_again(self, reason: str) -> None:
         """Return when subscribed again; each other reason for which that fails is said."""
-        backoff = 0.05
+        trouble, backoff = Trouble(self._access, logger, "Redis cannot be heard: %s", reason=reason), Backoff()
         while True:
-            # Jitter keeps the servers of a cluster from coming back in the same moment.
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(MAX_BACKOFF, backoff * 2)
+            await asyncio.sleep(backoff.next())
             try:
-                if self._revive is not None:
-                    await self._revive()
+                if self._access.revive is not None:
+                    await self._access.revive()
                 return await self._subscribe()
             except Exception as failure:
-                before, reason = reason, self._explain(failure)
-                self._gone = f"Redis cannot be heard: {reason}"
-                logger.log(logging.DEBUG if reason == before else logging.WARNING, "%s", self._gone)
+                trouble.note(failure)
+                self._gone = trouble.text
 
 
 def _replies_that_have_come(connection: Connection) -> Iterator[Any]:

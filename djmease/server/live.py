@@ -59,7 +59,7 @@ class LiveServer:
 
     def control(self, order: dict[str, Any]) -> None:
         """Hand an order on as if it came from Redis."""
-        self.loop.call_soon_threadsafe(self.server._on_control, order)
+        self.loop.call_soon_threadsafe(self.server.orders.obey, order)
 
     def roll(self, group: str) -> list[bytes]:
         """Return the entries of a group, as Redis would hold them."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from djmease.identities import Identity
 from djmease.rereading import Outcome, reread_all
+from djmease.server.background import Background
 from djmease.server.client import IDENTIFY_TIMEOUT, Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
@@ -65,7 +66,7 @@ class Logins:
         self._asked: set[str] = set()
         """Users that are to be read again now."""
         self._is_reading_asked = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background(logger)
         self._ended_sessions = _Remembered(loop, MEMORY)
         """By their hashes."""
         self._asked_lately = _Remembered(loop, ORDER_MEMORY)
@@ -80,11 +81,10 @@ class Logins:
         return {"disconnect": self.disconnect, "end_session": self.end_session, "recheck": self.recheck}
 
     def start(self) -> None:
-        self._run(self._go_on())
+        self._tasks.keep("reading logins again", self._go_on)
 
-    def stop(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
+    async def stop(self) -> None:
+        await self._tasks.stop()
 
     def add(self, client: Client) -> None:
         """Begin to read the login of a client again from time to time, if it has one."""
@@ -143,7 +143,7 @@ class Logins:
         self._asked.update(key for key in keys if self._limits.of_user(key))
         if self._asked and not self._is_reading_asked:
             self._is_reading_asked = True
-            self._run(self._read_asked())
+            self._tasks.run("reading logins now", self._read_asked())
 
     async def _read_asked(self) -> None:
         try:
@@ -161,11 +161,6 @@ class Logins:
         client.close(*why)
 
     # Reading again
-
-    def _run(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _go_on(self) -> None:
         while True:
@@ -188,7 +183,10 @@ class Logins:
             batch = clients[start : start + BATCH]
             found = await self._found([client.identity for client in batch])
             for client, identity in zip(batch, found, strict=True):
-                self._take(client, identity)
+                try:
+                    self._take(client, identity)
+                except Exception as error:
+                    self._take(client, error)  # It is said, and the others have their turn.
 
     async def _found(self, identities: list[Identity]) -> list[Outcome]:
         try:

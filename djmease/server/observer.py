@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
@@ -29,6 +29,7 @@ from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.presence import Members
 from djmease.server.readers import Readers
+from djmease.server.state import State
 from djmease.server.tallies import Durations, Record, Tallies, Tally
 
 HISTORY = 150
@@ -66,8 +67,7 @@ class Observer:
         pings: Pings,
         listener: Listener | None,
         presence: Members | None,
-        trouble: Callable[[], str | None],
-        is_draining: Callable[[], bool],
+        state: State,
     ) -> None:
         self.about = about
         """What never changes: ``id``, ``host``, ``pid`` and so on."""
@@ -82,8 +82,7 @@ class Observer:
         self._pings = pings
         self._listener = listener
         self._presence = presence
-        self._trouble = trouble
-        self._is_draining = is_draining
+        self._state = state
         self.opened = 0
         self.closed: Counter[str] = Counter()
         """Connections that have ended, by their close code."""
@@ -140,8 +139,8 @@ class Observer:
     def state(self) -> dict[str, Any]:
         """Return whether it is well, and what came of Redis, as fields of a ``ServerReport``."""
         return {
-            "is_draining": self._is_draining(),
-            "trouble": self._trouble(),
+            "is_draining": self._state.is_stopping,
+            "trouble": self._state.trouble(),
             "presence_trouble": None if self._presence is None else self._presence.trouble,
             "reconnects": 0 if self._listener is None else self._listener.reconnects,
             "away": 0.0 if self._listener is None else round(self._listener.away, 3),

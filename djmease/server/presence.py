@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,14 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from redis.asyncio import Connection
-
 from djmease import roll
 from djmease.messages import Message
+from djmease.names import Names
 from djmease.registry import matches
 from djmease.roll import Script
 from djmease.server.client import Client
-from djmease.server.link import Link
+from djmease.server.link import Access, Backoff, Link, Trouble
 from djmease.server.subscriptions import Channels
 
 logger = logging.getLogger("djmease.server")
@@ -34,8 +32,6 @@ ANSWER_TIMEOUT = 5.0
 """Seconds for connecting, authenticating, and the answer to one script."""
 MAX_BATCH = 200
 """Changes that are told at once."""
-MAX_BACKOFF = 1.0
-"""Seconds between two attempts after one that failed, at most."""
 WHATEVER_ITS_AGE = -1e9
 """For ``roll.REAP``: also who lives."""
 
@@ -58,9 +54,6 @@ GONE = Here(described="", since=0.0)
 class Members:
     """Counts the connections of each person in the groups with presence. Any thread may say who has come or gone."""
 
-    trouble: str | None = None
-    """Why Redis could not be told."""
-
     def __init__(self, loop: asyncio.AbstractEventLoop, patterns: Sequence[str]) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
@@ -70,6 +63,11 @@ class Members:
         self._here: dict[Place, Here] = {}
         self._changed: dict[Place, None] = {}
         """What is still to be told; the one that has been longest comes first."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why Redis could not be told."""
+        return None
 
     def joined(self, client: Client, group: str) -> None:
         """Count a client in a group, if that has presence."""
@@ -168,22 +166,25 @@ class Presence(Members):
         self,
         loop: asyncio.AbstractEventLoop,
         *,
-        connect: Callable[[], Connection],
+        access: Access,
+        names: Names,
         patterns: Sequence[str],
         server_id: str,
-        key_prefix: str,
-        group_prefix: str,
         channels: Channels,
-        explain: Callable[[BaseException], str],
         interval: float = BEAT_INTERVAL,
         dead_after: float = roll.DEAD_AFTER,
     ) -> None:
         super().__init__(loop, patterns)
-        self._link = Link(connect, timeout=ANSWER_TIMEOUT)
+        self._link = Link(access, timeout=ANSWER_TIMEOUT)
         self._server_id = server_id
-        self._prefixes = (key_prefix, group_prefix)
+        self._prefixes = (names.presence_prefix, names.group_prefix)
         self._channels = channels
-        self._explain = explain
+        self._trouble = Trouble(
+            access,
+            logger,
+            "this server cannot tell who is in its groups: %s",
+            well="this server tells again who is in its groups",
+        )
         self._interval = interval
         self._dead_after = dead_after
         self._told: dict[Place, int] = {}
@@ -198,12 +199,16 @@ class Presence(Members):
         self._audited_at = 0.0
         self._bell = asyncio.Event()
 
+    @property
+    def trouble(self) -> str | None:
+        return self._trouble.reason
+
     def _ring(self) -> None:
         self._bell.set()
 
     async def run(self) -> None:
         # A Redis that is away is waited for.
-        backoff = 0.05
+        backoff = Backoff()
         try:
             while True:
                 try:
@@ -211,12 +216,11 @@ class Presence(Members):
                     await self._go_on()
                 except Exception as error:
                     await self._link.drop()
-                    self._note(error)
-                    await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-                    backoff = min(MAX_BACKOFF, backoff * 2)
+                    self._trouble.note(error)
+                    await asyncio.sleep(backoff.next())
                 else:
-                    self._note(None)
-                    backoff = 0.05
+                    self._trouble.note(None)
+                    backoff.reset()
         finally:
             await self._link.drop()
 
@@ -343,31 +347,21 @@ class Presence(Members):
                 self._told.pop(place, None)
         return True
 
-    def _note(self, error: Exception | None) -> None:
-        """Say once what is wrong, until something else is, and that it is well again."""
-        before, self.trouble = self.trouble, None if error is None else self._explain(error)
-        if self.trouble == before:
-            return
-        if self.trouble is None:
-            logger.warning("this server tells again who is in its groups")
-        else:
-            logger.warning("this server cannot tell who is in its groups: %s", self.trouble)
-
 
 def make_presence(
     loop: asyncio.AbstractEventLoop,
     *,
-    connect: Callable[[], Connection] | None,
+    access: Access | None,
     patterns: Sequence[str],
     publish: Callable[[Message], None],
     **about_redis: Any,
 ) -> Members | None:
-    """Make what the settings want: nothing without patterns, and without ``connect`` what needs no Redis."""
+    """Make what the settings want: nothing without patterns, and without ``access`` what needs no Redis."""
     if not patterns:
         return None
-    if connect is None:
+    if access is None:
         return LocalPresence(loop, patterns=patterns, publish=publish)
-    return Presence(loop, connect=connect, patterns=patterns, **about_redis)
+    return Presence(loop, access=access, patterns=patterns, **about_redis)
 
 
 def _matches_any(patterns: tuple[str, ...], group: str) -> bool:

@@ -8,13 +8,11 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from redis.asyncio import Connection
-
-from djmease.server.link import Command, Link
+from djmease.names import Names
+from djmease.server.link import Access, Command, Link, Trouble
 
 logger = logging.getLogger("djmease.server")
 
@@ -55,27 +53,23 @@ class Reporter:
     def __init__(
         self,
         *,
-        connect: Callable[[], Connection],
+        access: Access,
+        names: Names,
         observer: Observer,
         interval: float | None,
-        servers_key: str,
-        server_prefix: str,
-        reply_prefix: str,
-        explain: Callable[[BaseException], str],
     ) -> None:
-        self._link = Link(connect, timeout=ANSWER_TIMEOUT)
+        self._link = Link(access, timeout=ANSWER_TIMEOUT)
         self._observer = observer
         self._interval = interval
         """Seconds between two reports; ``None`` is none at all."""
-        self._servers_key = servers_key
-        self._key = f"{server_prefix}{observer.server_id}"
-        self._reply_prefix = reply_prefix
-        self._explain = explain
+        self._names = names
+        self._key = names.server_key(observer.server_id)
         self._answers: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_ANSWERS)
         self._bell = asyncio.Event()
         self._due_at = 0.0
-        self.trouble: str | None = None
-        """Why the last report could not be written."""
+        self._trouble = Trouble(
+            access, logger, "this server cannot report what it does, and the status page misses it: %s"
+        )
 
     def answer(self, token: object, what: dict[str, Any]) -> None:
         """Tell whoever waits for this token; nobody does where it is none."""
@@ -91,10 +85,10 @@ class Reporter:
                 try:
                     await self._write_or_connect_anew()
                 except Exception as error:
-                    self._note(error)
+                    self._trouble.note(error)
                     self._due_at = time.monotonic() + (self._interval or MAX_BACKOFF) * random.uniform(0.5, 1.0)
                 else:
-                    self.trouble = None
+                    self._trouble.note(None)
         finally:
             await self._link.drop()
 
@@ -102,14 +96,15 @@ class Reporter:
         """Take the report back: this server ends."""
         with suppress(Exception):
             if self._interval is not None:
-                await self._link.execute([("DEL", self._key), ("ZREM", self._servers_key, self._observer.server_id)])
+                servers_key = self._names.servers_key
+                await self._link.execute([("DEL", self._key), ("ZREM", servers_key, self._observer.server_id)])
         await self._link.drop()
 
     async def _wait(self) -> None:
         """Return when there is an answer, or it is time for a report."""
         left = None if self._interval is None else max(0.0, self._due_at - time.monotonic())
         # After a failure nothing is tried before its time.
-        if self.trouble is not None:
+        if self._trouble.reason is not None:
             await asyncio.sleep(MAX_BACKOFF if left is None else left)
             return
         with suppress(TimeoutError):
@@ -140,24 +135,18 @@ class Reporter:
             await self._link.execute([("HSET", self._key, "callbacks", self._observer.described())])
 
     def _answer_commands(self, token: str, what: dict[str, Any]) -> list[Command]:
-        key = f"{self._reply_prefix}{token}"
+        key = self._names.reply_key(token)
         return [("RPUSH", key, json.dumps(what)), ("EXPIRE", key, REPLY_EXPIRY)]
 
     def _report_commands(self) -> list[Command]:
         assert self._interval is not None
         self._due_at = time.monotonic() + self._interval
         self._observer.sample()
-        now = time.time()
+        now, servers_key = time.time(), self._names.servers_key
         return [
             ("HSET", self._key, "report", json.dumps(self._observer.report())),
             ("PEXPIRE", self._key, round(EXPIRY * self._interval * 1000)),
-            ("ZADD", self._servers_key, now, self._observer.server_id),
-            ("ZREMRANGEBYSCORE", self._servers_key, "-inf", now - FORGOTTEN_AFTER),
-            ("EXPIRE", self._servers_key, round(FORGOTTEN_AFTER)),
+            ("ZADD", servers_key, now, self._observer.server_id),
+            ("ZREMRANGEBYSCORE", servers_key, "-inf", now - FORGOTTEN_AFTER),
+            ("EXPIRE", servers_key, round(FORGOTTEN_AFTER)),
         ]
-
-    def _note(self, error: Exception) -> None:
-        """Say once what is wrong, until it is well again or something else is."""
-        before, self.trouble = self.trouble, self._explain(error)
-        if self.trouble != before:
-            logger.warning("this server cannot report what it does, and the status page misses it: %s", self.trouble)

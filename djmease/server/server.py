@@ -8,16 +8,17 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from redis.asyncio import Connection
 from tornado.httputil import HTTPServerRequest
 
 from djmease.identities import Identity
 from djmease.messages import Message
+from djmease.names import Names
 from djmease.registry import Registry
+from djmease.server.background import Background
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
@@ -27,18 +28,21 @@ from djmease.server.http import make_http_server
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
 from djmease.server.limits import Limits
+from djmease.server.link import Access
 from djmease.server.listener import HEARTBEAT_INTERVAL, Listener
 from djmease.server.logins import Logins
 from djmease.server.metrics import Exporter
-from djmease.server.names import Names
 from djmease.server.neighbours import Heartbeat, Neighbours, local_callbacks
 from djmease.server.observer import Observer
+from djmease.server.options import Options
+from djmease.server.orders import Orders
 from djmease.server.outbox import Outbox
 from djmease.server.pings import Pings
 from djmease.server.presence import make_presence
 from djmease.server.proxies import Peers, Proxies
 from djmease.server.readers import Readers
 from djmease.server.reporter import Reporter
+from djmease.server.state import State
 from djmease.server.subscriptions import Subscriptions
 from djmease.server.tallies import Tallies
 
@@ -53,7 +57,7 @@ RESTART = (1012, "the server stops or restarts: connect again")
 class Server:
     """One WebSocket server on sockets that already listen; made, run and stopped on one event loop.
 
-    Without ``connect`` it hears no Redis, and only what ``publish`` is called with.
+    Without ``access`` it hears no Redis, and only what ``publish`` is called with.
     """
 
     def __init__(
@@ -61,102 +65,78 @@ class Server:
         *,
         registry: Registry,
         sockets: Sequence[socket.socket],
-        connect: Callable[[], Connection] | None,
+        access: Access | None,
         names: Names,
-        presence: Sequence[str],
         heartbeat: Heartbeat,
         addresses: Sequence[str],
-        explain: Callable[[BaseException], str],
         refuse: Callable[[HTTPServerRequest, str | None], str | None],
         proxies: Proxies,
         authentication: Authentication,
-        path: str | None,
-        max_workers: int | None,
-        max_message_size: int,
-        max_client_buffer: int,
-        compression: bool,
-        ping_interval: float,
-        ping_timeout: float,
         limits: Limits[Client],
-        max_groups: int,
-        max_header_size: int,
-        handshake_timeout: float,
-        drain_timeout: float,
-        slow_callback_timeout: float,
-        recheck_interval: float,
-        report_interval: float | None,
-        reports_bodies: bool,
-        metrics_allow: Sequence[str],
-        revive: Callable[[], Awaitable[None]] | None = None,
+        options: Options,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._sockets = sockets
-        self._outbox = Outbox(loop, limit=max_client_buffer)
-        self._readers = Readers(loop, self._outbox)
-        self._pings = Pings(loop, self._outbox, interval=ping_interval, timeout=ping_timeout)
         self._limits = limits
-        self._drain_timeout = drain_timeout
-        self._subscriptions = Subscriptions(loop, group_prefix=names.group_prefix, user_prefix=names.user_prefix)
+        self._drain_timeout = options.drain_timeout
+        self._no_clients = asyncio.Event()
+        self._no_clients.set()
+        self._background = Background(logger)
+
+        self._outbox = Outbox(loop, limit=options.max_client_buffer)
+        self._readers = Readers(loop, self._outbox)
+        self._pings = Pings(loop, self._outbox, interval=options.ping_interval, timeout=options.ping_timeout)
+
+        self._subscriptions = Subscriptions(loop, names=names)
         self._presence = make_presence(
             loop,
-            connect=connect,
-            patterns=presence,
+            access=access,
+            names=names,
+            patterns=options.presence,
             server_id=heartbeat.id,
-            key_prefix=names.presence_prefix,
-            group_prefix=names.group_prefix,
             channels=self._subscriptions,
-            explain=explain,
-            publish=lambda message: self.publish(message),
+            publish=lambda message: self.publish(message),  # Which needs the clients.
         )
         self.clients = Clients(self._outbox, self._subscriptions, self._presence)
-        tallies = Tallies(registry, is_on=report_interval is not None, shows_bodies=reports_bodies)
+
+        tallies = Tallies(registry, is_on=options.report_interval is not None, shows_bodies=options.report_bodies)
         self._dispatch = Dispatch(
             loop,
             registry=registry,
             clients=self.clients,
-            max_workers=max_workers,
-            slow_callback_timeout=slow_callback_timeout,
+            max_workers=options.max_workers,
+            slow_callback_timeout=options.slow_callback_timeout,
             authentication=authentication,
             tallies=tallies,
-            joining=Joining(registry, max_groups=max_groups),
+            joining=Joining(registry, max_groups=options.max_groups),
             on_traced=self._on_traced,
         )
         self.publish = self._dispatch.publish
         self.received = self._dispatch.received
         self.asked = self._dispatch.asked
-        self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
         self._logins = Logins(
             loop,
             limits=limits,
             clients=self.clients,
             in_thread=self._dispatch.in_thread,
-            interval=recheck_interval,
+            interval=options.recheck_interval,
         )
-        self._bad_orders = Complaints(logger)
-        self._listener = connect and Listener(
-            connect=connect,
-            prefix=names.channel_prefix,
-            heartbeat_channel=names.heartbeat_channel,
-            control_channel=names.control_channel,
-            heartbeat=heartbeat.encode(),
-            subscriptions=self._subscriptions,
-            on_message=self._dispatch.publish,
-            on_heartbeat=self.neighbours.hear,
-            on_control=self._on_control,
-            on_gap=self._on_gap,
-            revive=revive,
-            explain=explain,
-            heartbeat_interval=HEARTBEAT_INTERVAL,
-        )
+
+        self.neighbours = Neighbours(heartbeat, local=local_callbacks(registry), interval=HEARTBEAT_INTERVAL)
+        self.orders = Orders(self._background)
+        self.orders.add(self._logins.orders)
+        self._listener = None if access is None else self._make_listener(access, names, heartbeat)
+        self._state = State(self._listener)
+
         self.observer = Observer(
             about={
                 **asdict(heartbeat),
                 "addresses": list(addresses),
                 "started_at": round(time.time(), 3),
-                "interval": report_interval or 0.0,
+                "interval": options.report_interval or 0.0,
             },
-            interval=report_interval or 1.0,
+            interval=options.report_interval or 1.0,
             tallies=tallies,
             dispatch=self._dispatch,
             outbox=self._outbox,
@@ -167,27 +147,12 @@ class Server:
             pings=self._pings,
             listener=self._listener,
             presence=self._presence,
-            trouble=lambda: self.trouble,
-            is_draining=lambda: self._stopping.is_set(),
+            state=self._state,
         )
-        self._orders = {
-            **self._logins.orders,
-            "list_clients": self._answers(self.observer.list_clients),
-            "list_groups": self._answers(self.observer.list_groups),
-        }
-        """What is done for an order that came by Redis, by its name."""
-        self._reporter = connect and Reporter(
-            connect=connect,
-            observer=self.observer,
-            interval=report_interval,
-            servers_key=names.servers_key,
-            server_prefix=names.server_prefix,
-            reply_prefix=names.reply_prefix,
-            explain=explain,
-        )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reporter = None if access is None else self._make_reporter(access, names, options.report_interval)
+
         self._http = make_http_server(
-            path=path,
+            path=options.path,
             clients={
                 "events": self,
                 "outbox": self._outbox,
@@ -196,25 +161,40 @@ class Server:
                 "limits": limits,
                 "proxies": proxies,
                 "complaints": Complaints(logger),
-                "max_message_size": max_message_size,
-                "may_deflate": compression,
+                "max_message_size": options.max_message_size,
+                "may_deflate": options.compression,
             },
             metrics={
                 "exporter": Exporter(self.observer),
-                "allowed": Peers(metrics_allow),
+                "allowed": Peers(options.metrics_allow),
                 "proxies": proxies,
                 "complaints": Complaints(logger),
             },
-            trouble=lambda: self.trouble,
-            max_message_size=max_message_size,
-            max_header_size=max_header_size,
-            handshake_timeout=handshake_timeout,
+            trouble=self._state.trouble,
+            max_message_size=options.max_message_size,
+            max_header_size=options.max_header_size,
+            handshake_timeout=options.handshake_timeout,
             ssl_context=ssl_context,
         )
-        self._stopping = asyncio.Event()
-        self._hurrying = asyncio.Event()
-        self._no_clients = asyncio.Event()
-        self._no_clients.set()
+
+    def _make_listener(self, access: Access, names: Names, heartbeat: Heartbeat) -> Listener:
+        return Listener(
+            access=access,
+            names=names,
+            heartbeat=heartbeat.encode(),
+            subscriptions=self._subscriptions,
+            on_message=self._dispatch.publish,
+            on_heartbeat=self.neighbours.hear,
+            on_control=self.orders.hear,
+            on_gap=self._on_gap,
+            heartbeat_interval=HEARTBEAT_INTERVAL,
+        )
+
+    def _make_reporter(self, access: Access, names: Names, interval: float | None) -> Reporter:
+        reporter = Reporter(access=access, names=names, observer=self.observer, interval=interval)
+        questions = {"list_clients": self.observer.list_clients, "list_groups": self.observer.list_groups}
+        self.orders.add_questions(questions, reporter.answer)
+        return reporter
 
     async def start(self) -> None:
         """Subscribe to Redis, then listen. Raises what connecting to Redis raises."""
@@ -232,12 +212,12 @@ class Server:
 
     async def serve(self) -> None:
         """Serve until ``drain`` or ``stop`` is called, then end: clients get 1012, closers run, nothing stays open."""
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self._state.stopping.wait())
         listening = asyncio.create_task(self._listener.run()) if self._listener is not None else stopping
         if self._reporter is not None:
-            self._run(self._reporter.run())
+            self._background.keep("the report", self._reporter.run)
         if self._presence is not None:
-            self._run(self._presence.run())
+            self._background.keep("telling who is in groups", self._presence.run)
         try:
             await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -247,9 +227,7 @@ class Server:
     @property
     def trouble(self) -> str | None:
         """Why no more clients should be sent here, in a sentence; ``None`` where all is well."""
-        if self._stopping.is_set():
-            return "the server stops"
-        return None if self._listener is None else self._listener.trouble
+        return self._state.trouble()
 
     def roll(self, group: str) -> list[bytes]:
         """Return the entries of a group, where no Redis holds them; any thread may ask."""
@@ -257,31 +235,14 @@ class Server:
 
     def drain(self) -> None:
         """Ask ``serve`` to end, clients being sent away one after another; once more hurries it. On the loop only."""
-        if self._stopping.is_set():
-            self._hurrying.set()
-        self._stopping.set()
+        if self._state.is_stopping:
+            self._state.hurrying.set()
+        self._state.stopping.set()
 
     def stop(self) -> None:
         """Ask ``serve`` to end, all clients being sent away at once; on the loop only."""
-        self._stopping.set()
-        self._hurrying.set()
-
-    def _on_control(self, order: dict[str, Any]) -> None:
-        name = order.get("order")
-        obey = self._orders.get(name) if isinstance(name, str) else None
-        if obey is None:
-            self._bad_orders.say("an order is not known, and is dropped: %.100r", name)
-        else:
-            obey(order)
-
-    def _answers(self, tell: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Callable[[dict[str, Any]], None]:
-        """Return what answers an order that is a question."""
-
-        async def answer(order: dict[str, Any]) -> None:
-            if self._reporter is not None:
-                self._reporter.answer(order.get("reply"), await tell(order))
-
-        return lambda order: self._run(answer(order))
+        self._state.stopping.set()
+        self._state.hurrying.set()
 
     def _on_traced(self, message: Message, *what: Any) -> None:
         if self._reporter is not None:
@@ -294,17 +255,12 @@ class Server:
             if client.takes_headers and client.ws_connection is not None:
                 self._outbox.write(client.ws_connection, frame)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _end(self, listening: asyncio.Task[Any]) -> None:
-        self._stopping.set()
+        self._state.stopping.set()
         self._http.stop()
         await self._send_away()
         self._pings.stop()
-        self._logins.stop()
+        await self._logins.stop()
         listening.cancel()
         for client in tuple(self._limits.clients.values()):
             client.close(*RESTART)
@@ -322,10 +278,7 @@ class Server:
 
     async def _stop_telling(self) -> None:
         """Tell Redis of this server to the end, and be gone from the list of servers and from the roll then."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
         if self._reporter is not None:
             await self._reporter.leave()
         if self._presence is not None:
@@ -340,15 +293,15 @@ class Server:
         for due, client in zip(times, clients, strict=True):
             pause = began + due - asyncio.get_running_loop().time()
             if pause > 0:
-                await _first_of(self._hurrying.wait(), timeout=pause)
-            if self._hurrying.is_set():
+                await _first_of(self._state.hurrying.wait(), timeout=pause)
+            if self._state.hurrying.is_set():
                 break
             client.close(*RESTART)
-        self._hurrying.clear()
+        self._state.hurrying.clear()
 
     async def _wait_for_callbacks(self) -> None:
         """Wait for the closing handshakes and for the callbacks, though not for ever."""
-        if not await _first_of(self._settle(), self._hurrying.wait(), timeout=self._drain_timeout):
+        if not await _first_of(self._settle(), self._state.hurrying.wait(), timeout=self._drain_timeout):
             logger.warning(
                 "callbacks still run %s s after the last client was sent away; the server does not wait for them",
                 self._drain_timeout,
@@ -370,7 +323,7 @@ class Server:
         self._pings.add(client.ws_connection)
         self._logins.add(client)
         self._dispatch.opened(client)
-        if self._stopping.is_set():
+        if self._state.is_stopping:
             client.close(*RESTART)
 
     def join(self, client: Client, group: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from djmease.messages import user_channel
+from djmease.names import Names
 from djmease.server.complaints import Complaints
 
 logger = logging.getLogger("djmease.listener")
@@ -60,12 +60,9 @@ class Subscriptions:
     nothing to wait for, and it subscribes to all that is held when it comes back.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, group_prefix: str, user_prefix: str, linger: float = LINGER
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, names: Names, linger: float = LINGER) -> None:
         self._loop = loop
-        self._group_prefix = group_prefix
-        self._user_prefix = user_prefix
+        self._names = names
         self._thread = threading.get_ident()
         self._linger = linger
         self._lock = threading.Lock()
@@ -88,11 +85,11 @@ class Subscriptions:
 
     def of_group(self, group: str) -> str:
         """Return the channel of a group."""
-        return self._group_prefix + group
+        return self._names.group_channel(group)
 
     def of_user(self, key: str) -> str:
         """Return the channel of a user, by its primary key as text."""
-        return user_channel(self._user_prefix, key)
+        return self._names.user_channel(key)
 
     def hold(self, channel: str) -> None:
         """Hear a channel, until ``release`` is called as often."""

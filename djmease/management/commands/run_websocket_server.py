@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -22,12 +23,14 @@ from redis.exceptions import RedisError
 from tornado.netutil import bind_sockets, bind_unix_socket
 
 from djmease import checks, connections, embedded, loader
+from djmease.management.terminal import let_go_of_output, open_output
 from djmease.registry import Registry
 from djmease.server.banner import banner
 from djmease.server.factory import addresses, make_server
 from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
+    ending_signals,
     is_child,
     parent_has_gone,
     server_arguments,
@@ -73,6 +76,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        open_output(self)
         _configure_logging(verbose=options["verbosity"] >= 2 or settings.DEBUG)
         try:
             exit_code = self._run(options)
@@ -84,8 +88,9 @@ class Command(BaseCommand):
     def _run(self, options: dict[str, Any]) -> int:
         may_reload = settings.DEBUG and not options["noreload"]
         ssl_context = _ssl_context(options)
-        # Until the event loop takes the signal over: what has been started ends with us.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # Until the event loop takes the signals over: what has been started ends with us.
+        for number in ending_signals():
+            signal.signal(number, lambda *_: sys.exit(0))
         with ExitStack() as stack:
             revive = self._share_embedded(stack)
             if (may_reload or options["with_site"]) and not is_child():
@@ -116,8 +121,14 @@ class Command(BaseCommand):
         ).run()
 
     def _write(self, text: str) -> None:
-        self.stdout.write(text, ending="")
-        self.stdout.flush()
+        """Tell something; a server goes on where nobody reads it, or the disk is full."""
+        try:
+            self.stdout.write(text, ending="")
+            self.stdout.flush()
+        except BrokenPipeError:
+            let_go_of_output()
+        except OSError as error:
+            logger.warning("what the server says cannot be written: %s", error)
 
     async def _serve(
         self,
@@ -142,7 +153,7 @@ class Command(BaseCommand):
         def on_change() -> None:
             loop.call_soon_threadsafe(stop_to_reload)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, server.drain)
         if ssl_context is not None:
             loop.add_signal_handler(signal.SIGHUP, _renew_certificate, ssl_context, options)
@@ -191,11 +202,11 @@ def _load_registry() -> Registry:
 
 
 def _ssl_context(options: dict[str, Any]) -> TLSContext | None:
-    if not options["certificate"]:
-        if options["key"]:
+    if options["certificate"] is None:
+        if options["key"] is not None:
             raise CommandError("--key goes with --certificate: name the certificate's file too.")
         return None
-    if options["unix"]:
+    if options["unix"] is not None:
         raise CommandError(
             "--certificate does not go with --unix: who connects there is on this machine; leave one out."
         )
@@ -217,16 +228,24 @@ def _renew_certificate(context: TLSContext, options: dict[str, Any]) -> None:
 def _bind(options: dict[str, Any]) -> list[socket.socket]:
     if options["fd"] is not None:
         return [_inherited(options["fd"])]
-    if options["unix"]:
+    if options["unix"] is not None:
         return [_bind_unix(options["unix"])]
     host, port = _parse_address(options["address"])
     try:
         return bind_sockets(port, host, backlog=BACKLOG)
-    except OSError as error:
-        raise CommandError(
-            f"The server cannot listen on {host}:{port} ({os.strerror(error.errno) if error.errno else error}): "
-            "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        told, cure = _no_listening(error)
+        raise CommandError(f"The server cannot listen on {host}:{port} ({told}): {cure}") from error
+
+
+def _no_listening(error: Exception) -> tuple[str, str]:
+    """Return what keeps the server from listening, and the cure."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+    if number not in (None, errno.EADDRNOTAVAIL):
+        cure = "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
+    else:
+        cure = "set MEASE_HOST, or what is named instead, to an address of this machine, as 127.0.0.1, or to 0.0.0.0"
+    return os.strerror(number) if number else getattr(error, "strerror", None) or str(error), cure
 
 
 def _parse_address(text: str | None) -> tuple[str, int]:
@@ -242,6 +261,8 @@ def _parse_address(text: str | None) -> tuple[str, int]:
 
 def _bind_unix(path: str) -> socket.socket:
     """Listen on a Unix socket; one that a dead server has left is replaced, one that answers is in use."""
+    if not path:
+        raise CommandError("--unix names no path: say one, as /run/shop/websocket.sock, or leave it out.")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
@@ -261,7 +282,7 @@ def _inherited(number: int) -> socket.socket:
     try:
         inherited = socket.socket(fileno=number)
         inherited.setblocking(False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CommandError(f"--fd {number} is not an open socket: {error}") from error
     return inherited
 
