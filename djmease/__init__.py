@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from djmease.attendance import Person, apresence, apresence_count, presence, presence_count
 from djmease.messages import Message
 from djmease.publishing import PublishError, UnknownRouting, apublish, publish
@@ -35,3 +37,13 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # A type checker would take it that there is any name.
+
+    def __getattr__(name):
+        # Of an AttributeError `from djmease import mease` would show nothing.
+        if name == "mease":
+            raise ImportError(
+                "djmease has no 'mease', as the original had: use  import djmease  (docs/from-upstream.rst)"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from redis import ConnectionPool
 from redis.asyncio import Connection
@@ -50,6 +51,10 @@ COMMANDS = (
 )
 """What the user of an ACL needs: for messages, for tickets (``SET``), for reports (up to ``BLPOP``), for presence."""
 
+IN_TESTS = (
+    " A test needs none: djmease.test has captured_messages for what it publishes, connect and live_server for all."
+)
+
 _pools: dict[tuple[str, str], ConnectionPool] = {}
 # A pool sees by itself that it is in another process, and then waits for its lock: for ever, if a thread had it in the
 # moment of the fork.
@@ -69,6 +74,8 @@ def redis_url() -> str:
     raise ImproperlyConfigured(
         "MEASE_REDIS_URL is not set, and DEBUG is off: set it to the URL of a Redis or Valkey that all processes "
         "reach, such as 'redis://localhost:6379/0', or to 'embedded://' for a site on one machine."
+        # django.test.utils makes the outbox for tests.
+        + (IN_TESTS if hasattr(mail, "outbox") else "")
     )
 
 

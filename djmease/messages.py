@@ -12,12 +12,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
 
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model, QuerySet
 
 NAME_RULE = "1 to 200 of letters, digits and ._:-/@+"
 RESERVED_PREFIX = "mease."
@@ -28,7 +32,21 @@ MAX_TIME = 1e11
 
 _is_id = re.compile(rb"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_name = re.compile(r"[A-Za-z0-9._:\-/@+]{1,200}", re.ASCII).fullmatch
-_encode_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class _Encoder(DjangoJSONEncoder):
+    def default(self, o: Any) -> Any:
+        for kind, cure in _CURES.items():
+            if isinstance(o, kind):
+                raise TypeError(f"Object of type {o.__class__.__name__} is not JSON serializable: {cure}")
+        return super().default(o)
+
+
+_CURES: Mapping[type, str] = {
+    Model: "give its primary key, or a dict of what the pages need",
+    QuerySet: "give a list of primary keys, or of dicts, such as list(queryset.values('id', 'name'))",
+}
+_encode_json = _Encoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +92,47 @@ def check_group(name: object) -> str:
     return str(name)
 
 
+def is_group(name: object) -> TypeGuard[str]:
+    """Tell whether ``check_group`` would take ``name``."""
+    return is_valid_name(name) and not str(name).startswith(RESERVED_PREFIX)
+
+
 def primary_key(user: Any) -> str:
-    """Return the primary key, as text, of a user or of itself, or raise ``ValueError`` where there is none yet."""
-    key = user.pk if hasattr(user, "pk") else user
+    """Return the primary key of a user, or one that is given itself, as the text by which the servers know it.
+
+    Raises ``ValueError`` for a user without one yet, and for what can be no primary key of the site's users.
+    """
+    is_user = hasattr(user, "pk")
+    key = user.pk if is_user else user
     if key is None or key == "":
-        raise ValueError(f"user {user!r} is nobody, or not saved: it should have a primary key")
-    return str(key)
+        raise ValueError(_nobody(user))
+    return str(key if is_user else _of_the_model(key))
+
+
+def _nobody(user: Any) -> str:
+    if user is None or user == "":
+        return f"user {user!r} is nobody: it should be a user that is saved, or a primary key"
+    if getattr(user, "is_anonymous", False):
+        return f"user {user} is nobody: ask request.user.is_authenticated first"
+    # The class of what a lazy object, such as request.user, stands for.
+    return f"user <{user.__class__.__name__}: {user}> is not saved: it should have a primary key"
+
+
+def _of_the_model(key: Any) -> Any:
+    """Return a primary key as the site's model of users has it, where there is one."""
+    if not apps.is_installed("django.contrib.auth"):
+        return key
+    model = get_user_model()
+    try:
+        if isinstance(key, (bool, float)):  # Django would make 1 of True.
+            raise ValidationError("It is no text and no whole number.")
+        return model._meta.pk.to_python(key)
+    except (ValidationError, TypeError) as error:
+        reason = " ".join(error.messages) if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"user {key!r} is no primary key of {model._meta.label} ({reason}): name the user by its primary key, or "
+            "give the user itself"
+        ) from error
 
 
 def told_back(said: Any) -> str | None:

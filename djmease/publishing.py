@@ -122,9 +122,10 @@ def publish(
     field without a user does not send to everybody.
 
     Raises ``UnknownRouting`` where no sender is registered for the routing, ``ValueError`` for a name that is not one,
-    for ``None`` and a user that is not saved, and for a message over ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or
-    ``ValueError`` for what JSON cannot hold, ``PublishError`` where Redis does not answer (``fail_silently`` logs it
-    instead), and ``SynchronousOnlyOperation`` on an event loop, where ``await apublish(...)`` is meant.
+    for ``None``, a user that is not saved and what can be no primary key of one, and for a message over
+    ``MEASE_MAX_PUBLISH_SIZE``, ``TypeError`` or ``ValueError`` for what JSON cannot hold, ``PublishError`` where Redis
+    does not answer (``fail_silently`` logs it instead), and ``SynchronousOnlyOperation`` on an event loop, where
+    ``await apublish(...)`` is meant.
     """
     refuse_event_loop("publish", "apublish")
     return _publish(

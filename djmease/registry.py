@@ -9,7 +9,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
@@ -157,6 +157,13 @@ class GroupRule:
         if self.rule is None:
             return None
         return self.rule.refusal(user, group=group) if self.test_takes_group else self.rule.refusal(user)
+
+
+def join_refusal(rule: GroupRule | None, group: str, joined: Collection[str], max_groups: int) -> str | None:
+    """Return why a client that meets the rule of a group may not join it beside what it has joined, or ``None``."""
+    if rule is None:
+        return "not_listed"
+    return "too_many" if group not in joined and len(joined) >= max_groups else None
 
 
 class Registry:
@@ -407,7 +414,11 @@ def _refuse_meant_signal(kind: Kind, function: Any) -> None:
 
 
 def _hint_for(kind: Kind, value: object) -> str:
-    return f"; a routing is said as @djmease.sender(routing={value!r})" if kind == "sender" else ""
+    said = {
+        "sender": "a routing is said as @djmease.sender(routing",
+        "receiver": "a type is said as @djmease.receiver(type",
+    }
+    return f"; {said[kind]}={value!r})" if kind in said and isinstance(value, (str, list, tuple)) else ""
 
 
 def _decorator(

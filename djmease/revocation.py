@@ -26,9 +26,10 @@ UNRELATED_FIELDS = {"last_login"}
 def disconnect(*, user: Any = None, client_id: str | None = None) -> None:
     """Close all connections of a user (or a primary key), or the one with this id, in every server, with 4401.
 
-    It is sent at once, whatever the transaction does. Raises ``ValueError`` where neither or both are named, or the
-    user is not saved; ``TypeError`` for a ``client_id`` that is no text; ``PublishError`` where Redis does not take it;
-    ``SynchronousOnlyOperation`` on an event loop, where ``await adisconnect(...)`` is meant.
+    It is sent at once, whatever the transaction does. Raises ``ValueError`` where neither or both are named, the user
+    is not saved, or what is named can be no primary key of one; ``TypeError`` for a ``client_id`` that is no text;
+    ``PublishError`` where Redis does not take it; ``SynchronousOnlyOperation`` on an event loop, where
+    ``await adisconnect(...)`` is meant.
     """
     refuse_event_loop("disconnect", "adisconnect")
     _disconnect(user, client_id)

@@ -8,30 +8,36 @@
         page.send({"type": "chat.say", "text": "hi"})        # the receivers run, and the senders of what they publish
         assert page.received == [{"type": "chat.message", "who": "ada", "text": "hi"}]
 
+``page.join("board.7")`` asks ``MEASE_GROUPS``, as the server does, and raises ``Refused`` with the reason.
+
 Here callbacks run one after the other in the thread of the test, and what they raise reaches it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.cookies import CookieError, SimpleCookie
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
-from django.apps import apps
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, SynchronousOnlyOperation
+from django.http import parse_cookie
 from django.test import override_settings
+from django.utils.datastructures import CaseInsensitiveMapping
 from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
-from djmease.identities import TURNED_AWAY, name_of
-from djmease.messages import Message, check_group, encode_body, new_id, primary_key, to_json
-from djmease.registry import Callback, Registry
+from djmease.identities import TURNED_AWAY, name_of, nobody
+from djmease.messages import Message, check_group, encode_body, is_group, new_id, primary_key, to_json
+from djmease.registry import Callback, Registry, join_refusal
 
 _REQUIRED: Any = object()
 Outlet = TypeVar("Outlet")
@@ -49,19 +55,39 @@ def captured_messages() -> Iterator[list[Message]]:
 
 
 @contextmanager
-def connect(*, user: Any = None, path: str = "/", groups: Iterable[str] = ()) -> Iterator[Page]:
+def connect(
+    *,
+    user: Any = None,
+    session: Any = None,
+    path: str = "/",
+    headers: Mapping[str, str] | None = None,
+    groups: Iterable[str] = (),
+) -> Iterator[Page]:
     """Give a page that is connected: its openers have run, and its closers run at the end of the block.
 
-    ``path`` may have a query. What is published meanwhile runs the senders on all pages that are connected.
+    ``path`` may have a query. ``headers`` are those of its handshake, and those of ``Cookie`` its cookies; they log
+    nobody in: ``user`` and ``session`` are what callbacks shall see. ``session`` may be that of Django's test client,
+    or a dict. What is published meanwhile runs the senders on all pages that are connected.
+
+    Raises ``SynchronousOnlyOperation`` on an event loop, where callbacks could not run as they do in the server.
     """
+    _refuse_event_loop()
     site = _sites[-1] if _sites else _Site()
     with site.running():
-        page = Page(site, user=user, path=path, groups=groups)
+        page = Page(site, TestClient(site, user=user, session=session, path=path, headers=headers), groups)
         page.open()
         try:
             yield page
         finally:
             page.close()
+
+
+def _refuse_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SynchronousOnlyOperation("djmease.test.connect is for `def` tests: in an `async def` there is an event loop.")
 
 
 @contextmanager
@@ -74,7 +100,8 @@ def live_server() -> Iterator[LiveServer]:
     """
     # Nothing of the server is imported where it is not wanted.
     server: LiveServer = import_string("djmease.server.live.LiveServer")()
-    server.start()
+    with override_settings(ALLOWED_HOSTS=[*settings.ALLOWED_HOSTS, "127.0.0.1"]):  # Its own, which it reads once.
+        server.start()
     try:
         with (
             _listed(server.publish, publishing.wires),
@@ -94,6 +121,18 @@ def _listed(outlet: Outlet, outlets: list[Outlet]) -> Iterator[None]:
         yield
     finally:
         outlets.remove(outlet)
+
+
+class Refused(Exception):  # noqa: N818 (it is no error of the code that is tested)
+    """A page may not join a group; ``reason`` is what the server would tell it."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(group, reason)
+        self.group = group
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The page may not join {self.group!r} by MEASE_GROUPS: {self.reason}"
 
 
 class LiveServer(Protocol):
@@ -118,9 +157,9 @@ class LiveServer(Protocol):
 class Page:
     """One connection as a test sees it: what a browser's page would send and receive."""
 
-    def __init__(self, site: _Site, *, user: Any, path: str, groups: Iterable[str]) -> None:
+    def __init__(self, site: _Site, client: TestClient, groups: Iterable[str]) -> None:
         self._site = site
-        self.client = TestClient(site, user=user, path=path)
+        self.client = client
         """What callbacks are handed."""
         for group in groups:
             self.client.join(group)
@@ -165,8 +204,31 @@ class Page:
                 self.client.write_message({"type": "mease.refused", "reason": reason, "refused": received.kind})
         self._site.settle()
 
+    def join(self, group: str) -> None:
+        """Join a group as ``live.group(group)`` of ``mease.js`` does, by the rules of ``MEASE_GROUPS``.
+
+        Raises ``Refused`` where they do not let it in, with the reason that the page would be told, and what the
+        rule's own test raises. A page that is closed joins nothing.
+        """
+        client = self.client
+        if not client.is_open:
+            return
+        rule = self._site.registry.group_rule(group) if is_group(group) else None
+        reason = None if rule is None else rule.refusal(client.user, group)
+        reason = reason or join_refusal(rule, group, client.own_groups, settings.MEASE_MAX_GROUPS)
+        if reason is not None:
+            raise Refused(group, reason)
+        client.own_groups |= {group}
+        client.join(group)
+
+    def leave(self, group: str) -> None:
+        """Leave a group that it has joined by ``join``; a page cannot leave where a callback has put it."""
+        if self.client.is_open and group in self.client.own_groups:
+            self.client.own_groups -= {group}
+            self.client.leave(group)
+
     def close(self) -> None:
-        """Leave: the closers run, once."""
+        """Go: the closers run, once."""
         if self.client.is_open:
             self.client.is_open = False
             self._site.leave(self.client)
@@ -314,17 +376,25 @@ class TestClient:
 
     __test__ = False
 
-    def __init__(self, site: _Site, *, user: Any, path: str) -> None:
+    def __init__(self, site: _Site, *, user: Any, session: Any, path: str, headers: Mapping[str, str] | None) -> None:
         parts = urlsplit(path)
         self._arguments = parse_qs(parts.query, keep_blank_values=True)
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
         self._groups: frozenset[str] = frozenset()
-        self.user = user if user is not None else _nobody()
-        self.session: Any = None
+        self.own_groups: frozenset[str] = frozenset()
+        """Those that its page has joined."""
+        stranger, sent = nobody(), CaseInsensitiveMapping(headers or {})
+        self.user = stranger.user if user is None else user
+        self.session = stranger.session if session is None else session
         self.request = SimpleNamespace(
-            path=parts.path, query=parts.query, headers={}, cookies={}, remote_ip="127.0.0.1", protocol="http"
+            path=parts.path,
+            query=parts.query,
+            headers=sent,
+            cookies=_cookies(sent.get("Cookie", "")),
+            remote_ip="127.0.0.1",
+            protocol="http",
         )
         self.written: list[Any] = []
         self.close_code: int | None = None
@@ -405,10 +475,13 @@ def _as_received(message: Any, binary: bool) -> Any:
     return body.decode() if kind == b"t" else json.loads(body)
 
 
-def _nobody() -> Any:
-    if not apps.is_installed("django.contrib.auth"):
-        return None
-    return import_string("django.contrib.auth.models.AnonymousUser")()
+def _cookies(header: str) -> SimpleCookie:
+    """Return the cookies of a header as Tornado's request has them: without those that SimpleCookie does not take."""
+    cookies = SimpleCookie()
+    for name, value in parse_cookie(header).items():
+        with suppress(CookieError):
+            cookies[name] = value
+    return cookies
 
 
 class TestClientsList(Sequence[TestClient]):

@@ -16,6 +16,7 @@ INSTALLED_APPS = [
     "djmease",
 ]
 MIDDLEWARE = [
+    "tests.urls.one_at_a_time",
     "tests.urls.strict_admin",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

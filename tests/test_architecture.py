@@ -165,6 +165,15 @@ def test_the_public_names_are_sorted_exist_and_hide_no_module() -> None:
         assert not _is_module(f"djmease.{name}")
 
 
+def test_the_name_that_the_original_had_leads_to_how_it_is_said_here() -> None:
+    with pytest.raises(ImportError, match=r"use  import djmease  \(docs/from-upstream\.rst\)"):
+        exec("from djmease import mease")
+    with pytest.raises(ImportError, match="cannot import name 'measles'"):
+        exec("from djmease import measles")
+    with pytest.raises(AttributeError, match="module 'djmease' has no attribute 'publsh'"):
+        djmease.publsh  # type: ignore[attr-defined]  # noqa: B018
+
+
 PAGES = sorted((ROOT / "docs").glob("*.rst"))
 DOCUMENTS = [ROOT / "README.rst", ROOT / "sample_site" / "README.rst", *PAGES]
 LINK = re.compile(r"<([^<>\s]+)>`__|^\.\. image:: (\S+)", re.MULTILINE)

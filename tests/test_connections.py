@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from redis.credentials import CredentialProvider
 
@@ -40,6 +41,17 @@ def test_unset_is_embedded_while_debug_is_on_and_an_error_with_both_cures_else(s
     settings.DEBUG = False
     with pytest.raises(ImproperlyConfigured, match=r"MEASE_REDIS_URL.*'redis://localhost:6379/0'.*'embedded://'"):
         connections.redis_url()
+
+
+def test_a_test_without_redis_is_led_to_the_test_kit_and_nobody_else_is(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MEASE_REDIS_URL, settings.DEBUG, settings.MEASE_PRESENCE = None, False, ["board.*"]
+    with pytest.raises(ImproperlyConfigured, match=r"A test needs none: djmease\.test has captured_messages"):
+        djmease.presence("board.7")
+    monkeypatch.delattr(mail, "outbox")
+    with pytest.raises(ImproperlyConfigured, match="on one machine.$"):
+        djmease.presence("board.7")
 
 
 def test_embedded_is_the_socket_in_the_directory_of_the_moment(settings: Any, short_directory: Path) -> None:

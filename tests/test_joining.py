@@ -176,6 +176,15 @@ def test_what_is_not_declared_is_refused(start_server: StartServer, fields: dict
     assert server.server.clients.snapshot()[0].groups == frozenset()
 
 
+def test_where_any_group_may_be_joined_those_of_ours_may_not(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_GROUPS = {"*": True}
+    server = start_server()
+    page = Page(server)
+    assert page.ask(type="join", group="mease.x", ref=1)["reason"] == "not_listed"
+    assert page.ask(type="join", group="any", ref=2)["type"] == "joined"
+    assert server.server.clients.snapshot()[0].own_groups == {"any"}
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_rule_is_asked_with_the_user_and_the_group(start_server: StartServer, settings: Any) -> None:
     headers = logged_in(User.objects.create_user("ada", is_staff=True), settings)

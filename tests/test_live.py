@@ -15,6 +15,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import LiveServerTestCase, override_settings
 from django.urls import path
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
@@ -46,6 +47,21 @@ def test_a_live_server_needs_no_redis_and_names_its_port() -> None:
             assert (one.recv(5), two.recv(5)) == ("hi", "hi")
             djmease.publish("echo", "from the test")
             assert one.recv(5) == "from the test"
+
+
+@pytest.mark.parametrize("hosts", [["testserver"], [], ["example.com", "testserver"]])
+def test_a_live_server_may_be_reached_at_its_own_address_whatever_the_sites_hosts_are(
+    settings: Any, hosts: list[str]
+) -> None:
+    register_echo()
+    settings.ALLOWED_HOSTS = hosts
+    with live_server() as server:
+        with connect(server.url) as page:
+            page.send("hi")
+            assert page.recv(5) == "hi"
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(f"ws://localhost:{server.port}/")
+    assert hosts == settings.ALLOWED_HOSTS
 
 
 @pytest.mark.django_db(transaction=True)

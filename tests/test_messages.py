@@ -6,12 +6,18 @@ import datetime
 import decimal
 import uuid
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import models
+from django.test.utils import isolate_apps
+from django.utils.functional import SimpleLazyObject
 from hypothesis import given
 from hypothesis import strategies as st
 
+from djmease import messages
 from djmease.messages import check_group, check_routing, decode, encode, encode_body, is_valid_name, primary_key
 
 json_values = st.recursive(
@@ -98,6 +104,20 @@ def test_what_json_cannot_hold_shows_where_it_is_encoded(message: Any) -> None:
         encode_body(message)
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (User(), "type User is not JSON serializable: give its primary key, or a dict"),
+        ({"who": [SimpleLazyObject(User)]}, "type User is not JSON serializable: give its primary key"),
+        ({"all": User.objects.all()}, "type QuerySet is not JSON serializable: give a list"),
+        ({1}, "type set is not JSON serializable$"),
+    ],
+)
+def test_what_is_no_json_is_named_with_the_cure(message: Any, reason: str) -> None:
+    with pytest.raises(TypeError, match=reason):
+        encode_body(message)
+
+
 @pytest.mark.parametrize("name", ["a", "chat.message", "A-Z_0:9/@+", "x" * 200])
 def test_valid_names(name: str) -> None:
     assert is_valid_name(name)
@@ -119,8 +139,51 @@ def test_names_of_ours_are_refused() -> None:
             check("mease.presence")
 
 
-def test_a_primary_key_is_text_and_must_be_there() -> None:
-    assert primary_key(7) == "7"
-    for nobody in (None, ""):
-        with pytest.raises(ValueError, match="not saved"):
-            primary_key(nobody)
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        (None, "user None is nobody: it should be a user that is saved"),
+        ("", "user '' is nobody"),
+        (AnonymousUser(), "user AnonymousUser is nobody: ask request.user.is_authenticated first"),
+        (SimpleLazyObject(AnonymousUser), "user AnonymousUser is nobody: ask"),
+        (User(username="new"), "user <User: new> is not saved: it should have a primary key"),
+        (SimpleLazyObject(lambda: User(username="new")), "user <User: new> is not saved"),
+    ],
+)
+def test_a_user_without_a_primary_key_is_named_with_the_cure(user: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        primary_key(user)
+
+
+@pytest.mark.parametrize("key", [7, "7", "07", User(pk=7), SimpleNamespace(pk="7")])
+def test_a_primary_key_is_the_text_by_which_the_servers_know_it(key: Any) -> None:
+    assert primary_key(key) == "7"
+
+
+@pytest.mark.parametrize("key", ["ada", "7.5", 7.0, True, [7], {}])
+def test_what_can_be_no_primary_key_of_a_user_is_named_with_the_cure(key: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no primary key of auth\.User \(.+\): name the user by") as caught:
+        primary_key(key)
+    assert repr(key) in str(caught.value) and "give the user itself" in str(caught.value)
+
+
+@isolate_apps("tests")
+def test_a_primary_key_is_one_of_the_sites_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Member(models.Model):  # noqa: DJ008
+        id = models.UUIDField(primary_key=True)
+
+        class Meta:
+            app_label = "tests"
+
+    monkeypatch.setattr(messages, "get_user_model", lambda: Member)
+    key = uuid.UUID(int=7)
+    for spelling in (key, str(key), key.hex.upper()):
+        assert primary_key(spelling) == str(key)
+    for wrong in ("ada", b"ada"):
+        with pytest.raises(ValueError, match=r"tests\.Member"):
+            primary_key(wrong)
+
+
+def test_a_site_without_users_may_call_its_clients_as_it_likes(settings: Any) -> None:
+    settings.INSTALLED_APPS = ["djmease"]
+    assert primary_key("ada") == "ada"

@@ -75,6 +75,16 @@ def test_nobody_is_not_everybody(redis: str, whom: dict[str, Any]) -> None:
         asyncio.run(djmease.apublish("news", "for the owner", **whom))
 
 
+def test_a_name_is_no_primary_key(ear: Ear) -> None:
+    for whom in ("ada", [1, "ada"]):
+        with pytest.raises(ValueError, match=r"user 'ada' is no primary key of auth\.User"):
+            djmease.publish("news", "x", user=whom)
+        with pytest.raises(ValueError, match="'ada'"):
+            asyncio.run(djmease.apublish("news", "x", user=whom))
+    djmease.publish("news", "x", user=["07", 8])
+    assert ear.hear().users == ("7", "8")  # type: ignore[union-attr]
+
+
 def test_publish_now_tells_how_many_heard_it_and_warns_of_nothing(ear: Ear, log_of: Log) -> None:
     sent = publishing.publish_now("news", {"a": 1}, group="room", user=7, trace="f00d")
     assert sent.heard == 1

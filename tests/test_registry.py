@@ -108,7 +108,11 @@ def test_a_signal_shows_which_receiver_was_meant(arguments: tuple[Any, ...]) -> 
 def test_misuse_of_a_decorator_is_answered() -> None:
     with pytest.raises(TypeError, match="routing='news'"):
         djmease.sender("news")
-    with pytest.raises(TypeError, match="decorates a function, not 7"):
+    with pytest.raises(TypeError, match=r"not 'chat\.say'; a type is said as @djmease\.receiver\(type='chat\.say'\)$"):
+        djmease.receiver("chat.say")
+    with pytest.raises(TypeError, match=r"@djmease\.receiver\(type=\['a', 'b'\]\)$"):
+        djmease.receiver(["a", "b"])
+    with pytest.raises(TypeError, match="decorates a function, not 7$"):
         djmease.opener(7)
     with pytest.raises(TypeError, match="takes one function, and got 2"):
         djmease.closer(print, print)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import ImproperlyConfigured
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import transaction
 
 import djmease
 from djmease.server.protocol import CLOSE, TEXT
-from djmease.test import captured_messages, connect
+from djmease.test import Refused, captured_messages, connect
 from tests.support import LiveServer, eventually
 from tests.test_hostile import RawClient
+from tests.test_joining import Page as SpeakingPage
 
 
 def register_chat() -> None:
@@ -118,6 +121,36 @@ def test_a_page_has_a_path_with_arguments_and_can_be_closed_by_a_callback() -> N
     assert page.close_code == 4000
 
 
+def test_an_opener_reads_the_headers_the_cookies_and_the_session_that_the_test_says() -> None:
+    @djmease.opener
+    def look(client: Any) -> None:
+        headers, cookies = client.request.headers, client.request.cookies
+        client.send([headers.get("x-token"), "X-Token" in headers, client.session.get("cart")])
+        client.send({name: morsel.value for name, morsel in cookies.items()})
+
+    store = SessionStore()
+    store["cart"] = 3
+    with (
+        connect(headers={"X-Token": "t", "cookie": 'theme=dark; size="a b"'}, session=store) as told,
+        connect(session={"cart": 4}) as of_a_dict,
+        connect() as stranger,
+    ):
+        pass
+    assert told.received == [["t", True, 3], {"theme": "dark", "size": "a b"}]
+    assert of_a_dict.received == [[None, False, 4], {}]
+    assert stranger.received == [[None, False, None], {}]
+
+
+@pytest.mark.django_db
+def test_the_session_of_djangos_test_client_can_be_that_of_a_page(client: Any) -> None:
+    ada = User.objects.create_user("ada")
+    client.force_login(ada)
+    cookie = client.cookies.output(header="", sep=";")
+    with connect(user=ada, session=client.session, headers={"Cookie": cookie}) as page:
+        assert page.client.session.session_key == client.session.session_key
+        assert page.client.request.cookies["sessionid"].value == client.session.session_key
+
+
 @pytest.mark.parametrize("where", ["opener", "another opener", "receiver", "another receiver", "closer", None])
 def test_a_client_that_a_callback_closes_is_heard_and_counted_as_long_as_by_the_server(
     start_server: Callable[[], LiveServer], where: str | None
@@ -184,6 +217,82 @@ def test_a_message_for_a_user_reaches_just_that_users_pages_and_lists_can_be_nar
         djmease.publish("news", "x", user=[User(pk=2), 3])
     assert one.received == []
     assert two.received == ["x", "vip", "second"]
+
+
+def may_read(user: Any, group: str) -> bool:
+    return group == f"board.{user.username}"
+
+
+@pytest.fixture
+def group_rules(settings: Any) -> None:
+    settings.MEASE_GROUPS = {
+        "open.*": True,
+        "users": {"LOGIN_REQUIRED": True},
+        "board.*": {"LOGIN_REQUIRED": True, "USER_PASSES_TEST": f"{__name__}.may_read"},
+        "ours.*": {"PERMISSION_REQUIRED": "auth.add_user"},
+        "broken": {"USER_PASSES_TEST": "math.sqrt"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        ("other", "not_listed"),
+        ("mease.x", "not_listed"),
+        ("open.a room", "not_listed"),
+        ("users", "login_required"),
+        ("board.ada", "login_required"),
+        ("ours.1", "permission_required"),
+    ],
+)
+def test_a_page_is_refused_a_group_with_the_reason_that_the_server_gives(
+    group_rules: None, start_server: Callable[[], LiveServer], group: str, reason: str
+) -> None:
+    with connect() as page, pytest.raises(Refused, match=reason) as refused:
+        page.join(group)
+    assert (refused.value.group, refused.value.reason, page.client.groups) == (group, reason, frozenset())
+    assert SpeakingPage(start_server()).ask(type="join", group=group)["reason"] == reason
+
+
+def test_a_page_joins_hears_and_leaves_by_the_rules_of_the_settings(group_rules: None, settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    with connect(user=User(pk=1, username="ada")) as page:
+        page.join("board.ada")
+        djmease.publish("news", "for ada", group="board.ada")
+        with pytest.raises(Refused, match="may not join 'board.bob' by MEASE_GROUPS: user_passes_test"):
+            page.join("board.bob")
+        page.leave("board.ada")
+        page.leave("board.ada")
+        djmease.publish("news", "too late", group="board.ada")
+        with pytest.raises(TypeError):
+            page.join("broken")
+    page.join("other")
+    assert page.received == ["for ada"]
+
+
+def test_a_page_joins_so_many_groups_and_leaves_none_where_it_was_put(group_rules: None, settings: Any) -> None:
+    settings.MEASE_MAX_GROUPS = 2
+    with connect(groups=["open.given"]) as page:
+        for group in ("open.1", "open.2", "open.2"):
+            page.join(group)
+        with pytest.raises(Refused, match="too_many"):
+            page.join("open.3")
+        page.leave("open.1")
+        page.join("open.3")
+        page.leave("open.given")
+        assert page.client.groups == {"open.given", "open.2", "open.3"}
+
+
+def test_connect_is_for_def_tests_and_says_so() -> None:
+    async def test() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="connect is for `def` tests"), connect():
+            pass
+        with captured_messages() as captured:
+            await djmease.apublish("chat.message", "hi")
+        assert [message.body for message in captured] == ["hi"]
+
+    register_chat()
+    asyncio.run(test())
 
 
 def test_faults_of_the_settings_are_shown(settings: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
@@ -15,6 +16,21 @@ second = admin.AdminSite(name="second")
 second.register(Status, StatusAdmin)
 
 urlpatterns = [path("admin/", admin.site.urls), path("second/", second.urls)]
+
+
+def one_at_a_time(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Let requests wait for each other.
+
+    The threads of Django's live server share one connection to SQLite in memory, and Python 3.12 and newer may hand the
+    rows of one thread's query to another that runs the same: a user is then found twice, or not at all.
+    """
+    lock = Lock()
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        with lock:
+            return get_response(request)
+
+    return answer
 
 
 def strict_admin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

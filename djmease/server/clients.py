@@ -63,7 +63,7 @@ class ClientsList(Sequence[Client]):
     def user(self, user: Any) -> ClientsList:
         """Return those of them that are a user's: a user, or a primary key.
 
-        Raises ``ValueError`` for a user that is not saved.
+        Raises ``ValueError`` for a user that is not saved, and for what can be no primary key of one.
         """
         return self._narrowed(self._source.of_users([primary_key(user)]))
 

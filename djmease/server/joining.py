@@ -6,8 +6,8 @@ import functools
 import logging
 from typing import Any
 
-from djmease.messages import is_valid_name
-from djmease.registry import Callback, GroupRule, Registry, bind
+from djmease.messages import is_group, is_valid_name
+from djmease.registry import Callback, GroupRule, Registry, bind, join_refusal
 from djmease.server.client import Client
 from djmease.server.complaints import Complaints
 from djmease.server.forms import header_of
@@ -56,7 +56,7 @@ class Joining:
 
     def _rule(self, fields: dict[str, Any]) -> GroupRule | None:
         group = fields.get("group")
-        return self._registry.group_rule(group) if is_valid_name(group) and isinstance(group, str) else None
+        return self._registry.group_rule(group) if is_group(group) else None
 
     async def _answer(self, client: Client, message: dict[str, Any]) -> None:
         if message.get("type") == "join":
@@ -67,11 +67,10 @@ class Joining:
             self.refuse(client, message, "unknown_type")
 
     async def _join(self, client: Client, fields: dict[str, Any]) -> None:
-        group = fields.get("group")
-        if self._rule(fields) is None or not isinstance(group, str):
-            self.refuse(client, fields, "not_listed")
-        elif group not in client.own_groups and len(client.own_groups) >= self._max_groups:
-            self.refuse(client, fields, "too_many")
+        group = str(fields.get("group"))
+        reason = join_refusal(self._rule(fields), group, client.own_groups, self._max_groups)
+        if reason is not None:
+            self.refuse(client, fields, reason)
         else:
             client.own_groups |= {group}
             await client.ajoin(group)
