@@ -106,6 +106,9 @@ def primary_key(user: Any) -> str:
     key = user.pk if is_user else user
     if key is None or key == "":
         raise ValueError(_nobody(user))
+    if is_user and not hasattr(user, "is_authenticated"):
+        # Else what is for the author of an order would go to whoever has the order's primary key.
+        raise ValueError(f"user <{user.__class__.__name__}: {user}> is no user: name whose it is")
     return str(key if is_user else _of_the_model(key))
 
 

@@ -124,7 +124,7 @@ def test_a_user_by_something_else_than_a_number(redis: str, monkeypatch: pytest.
         (["a b", "x", "--trace"], "routing 'a b' is not a valid name: a routing has 1 to 200"),
         (["news", "x", "--group", "a b"], "group 'a b' is not a valid name: a group has 1 to 200"),
         (["news", "x", "--group", "mease.x"], "begins with 'mease.', which is reserved"),
-        (["news", "x", "--user", "ada"], r"--user 'ada' is no primary key of auth.User \(.*\): name the user by its"),
+        (["news", "x", "--user", "ada"], r"user 'ada' is no primary key of auth.User \(.*\): name the user by its"),
         (["news", "{a: 1}", "--json"], r"--json: the message '{a: 1}' is not JSON \(Expecting .*\): quote it"),
         (["news", "[" * 100_000, "--json"], "is nested too deeply"),
         (["news", "NaN", "--json"], "Out of range float values are not JSON compliant"),

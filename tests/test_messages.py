@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.db import models
 from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
@@ -148,6 +148,7 @@ def test_names_of_ours_are_refused() -> None:
         (SimpleLazyObject(AnonymousUser), "user AnonymousUser is nobody: ask"),
         (User(username="new"), "user <User: new> is not saved: it should have a primary key"),
         (SimpleLazyObject(lambda: User(username="new")), "user <User: new> is not saved"),
+        (Group(pk=7, name="editors"), "user <Group: editors> is no user: name whose it is"),
     ],
 )
 def test_a_user_without_a_primary_key_is_named_with_the_cure(user: Any, reason: str) -> None:
@@ -155,7 +156,7 @@ def test_a_user_without_a_primary_key_is_named_with_the_cure(user: Any, reason: 
         primary_key(user)
 
 
-@pytest.mark.parametrize("key", [7, "7", "07", User(pk=7), SimpleNamespace(pk="7")])
+@pytest.mark.parametrize("key", [7, "7", "07", User(pk=7), SimpleNamespace(pk="7", is_authenticated=True)])
 def test_a_primary_key_is_the_text_by_which_the_servers_know_it(key: Any) -> None:
     assert primary_key(key) == "7"
 

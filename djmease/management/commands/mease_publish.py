@@ -7,9 +7,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from django.apps import apps
-from django.contrib.auth import get_user_model
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
 from djmease import messages, tracing
@@ -52,7 +50,7 @@ class Command(TerminalCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         message = _message(options)
-        groups, users = options["group"], [_primary_key(user) for user in options["user"]]
+        groups, users = options["group"], options["user"]
         publish = self._trace if options["trace"] else self._publish
         try:
             for group in groups:
@@ -124,20 +122,6 @@ def _as_text(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode()
     except (UnicodeEncodeError, UnicodeDecodeError) as error:
         raise CommandError(f"The message is not text in UTF-8 ({error.reason}): it can be sent from Python.") from error
-
-
-def _primary_key(text: str) -> str:
-    """Return a primary key in the form in which the server knows it."""
-    if not apps.is_installed("django.contrib.auth"):
-        return text
-    model = get_user_model()
-    try:
-        return str(model._meta.pk.to_python(text))
-    except ValidationError as error:
-        raise CommandError(
-            f"--user {text!r} is no primary key of {model._meta.label} ({' '.join(error.messages)}): name the user by "
-            "its primary key."
-        ) from error
 
 
 def _seconds(text: str) -> float:
