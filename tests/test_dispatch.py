@@ -554,6 +554,16 @@ def test_a_line_for_what_a_client_does_names_it_and_what_was_called(
     assert re.fullmatch(r"client \w+: join open\.1, \d+\.\d ms", lines[1])
 
 
+def test_what_a_client_asks_for_cannot_write_a_log_line_of_its_own(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+    client = start_server().connect(subprotocols=["mease.v1"])
+    client.send('\x1e{"type":"join\\nERROR forged","group":"\\u001b[31m"}')
+    (line,) = eventually(lambda: [line for line in log_of() if line.endswith(" ms")])
+    assert re.fullmatch(r"client \w+: 'join\\nERROR forged' '\\x1b\[31m', \d+\.\d ms", line)
+
+
 def test_a_routing_without_a_sender_is_named_in_the_traffic(
     start_server: StartServer, caplog: pytest.LogCaptureFixture, settings: Any, log_of: Log
 ) -> None:

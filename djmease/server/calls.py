@@ -84,7 +84,13 @@ class Asking(Call):
     @property
     def title(self) -> str:
         fields = self.arguments["message"]
-        return " ".join(str(fields[name])[:MAX_SHOWN] for name in ("type", "group") if name in fields)
+        return " ".join(_shown(fields[name]) for name in ("type", "group") if name in fields)
+
+
+def _shown(said: object) -> str:
+    """Return the beginning of what a client has sent, which must not end the line or paint it."""
+    text = str(said)[:MAX_SHOWN]
+    return text if text.isprintable() else ascii(text)
 
 
 class Sending(Call):
