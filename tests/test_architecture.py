@@ -32,8 +32,8 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.background", "server.options", "server.deflate", "server.complaints", "server.link"},
-    {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
+    {"server.options", "server.deflate", "server.complaints", "server.link"},
+    {"server.background", "server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",
         "server.readers",

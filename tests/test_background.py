@@ -56,6 +56,15 @@ def test_a_failure_that_goes_on_is_said_once_and_another_one_too(log_of: Log) ->
     assert log_of() == ["the work has failed, and begins anew"] * 2
 
 
+def test_a_failure_whose_text_cannot_be_made_is_no_end_of_it_either(log_of: Log) -> None:
+    class UntellableError(Exception):
+        def __repr__(self) -> str:
+            raise KeyError("detail")
+
+    kept_through(UntellableError())
+    assert log_of() == ["the work has failed, and begins anew"]
+
+
 def test_a_failure_that_goes_on_for_long_is_said_again(log_of: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "SAID_AGAIN_AFTER", 0.0)
     kept_through(*[RuntimeError("no")] * 3)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from djmease.server.complaints import error_repr
+
 PAUSE = 1.0
 """Seconds until what has failed begins anew."""
 SAID_AGAIN_AFTER = 60.0
@@ -57,7 +59,8 @@ class Background:
             try:
                 return await begin()
             except Exception as error:
-                if repr(error) != said or time.monotonic() >= say_again_at:
-                    said, say_again_at = repr(error), time.monotonic() + SAID_AGAIN_AFTER
+                text = error_repr(error)
+                if text != said or time.monotonic() >= say_again_at:
+                    said, say_again_at = text, time.monotonic() + SAID_AGAIN_AFTER
                     self._logger.exception("%s has failed, and begins anew", name)
             await asyncio.sleep(PAUSE)

@@ -15,7 +15,7 @@ from tornado.websocket import WebSocketHandler
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.roll import encode_info
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, error_repr
 from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
@@ -273,7 +273,10 @@ class Client(WebSocketHandler):
             self._turn_away(403, str(error) or "this handshake is not allowed")
         except Exception as error:
             self._complaints.say(
-                "whose a handshake from %s is could not be read: %r", self.request.remote_ip, error, about=self
+                "whose a handshake from %s is could not be read: %s",
+                self.request.remote_ip,
+                error_repr(error),
+                about=self,
             )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:

@@ -17,7 +17,7 @@ from djmease.rereading import Outcome, reread_all
 from djmease.server.background import Background
 from djmease.server.client import IDENTIFY_TIMEOUT, Client
 from djmease.server.clients import Clients
-from djmease.server.complaints import Complaints
+from djmease.server.complaints import Complaints, error_repr
 from djmease.server.limits import Limits
 
 logger = logging.getLogger("djmease.server")
@@ -199,7 +199,8 @@ class Logins:
         if client.id not in self._limits.clients:
             return
         if isinstance(identity, Exception):
-            self._unread.say("the login of client %s could not be read again: %r", client.id, identity, about=client)
+            told = error_repr(identity)
+            self._unread.say("the login of client %s could not be read again: %s", client.id, told, about=client)
         else:
             self._clients.reidentify(client, identity)
             # A receiver's rule may have read it before, and found that the login has ended.
