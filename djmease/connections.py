@@ -157,8 +157,8 @@ def listener_connection() -> Connection:
     """
     options = {**_options(AsyncRetry(NoBackoff(), 0)), **settings.MEASE_REDIS_OPTIONS}
     pool = AsyncConnectionPool.from_url(connection_url(), **options)
-    # A listener waits for as long as nothing is published.
-    pool.connection_kwargs.update(AS_WE_READ, socket_timeout=None)
+    # A listener waits for as long as nothing is published, and redis-py would read its own ping's answer beside it.
+    pool.connection_kwargs.update(AS_WE_READ, socket_timeout=None, health_check_interval=0)
     connection: Connection = pool.make_connection()
     return connection
 

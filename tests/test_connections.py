@@ -294,8 +294,8 @@ def test_the_listeners_connection_speaks_to_redis_without_retries_and_waits_as_l
     assert asyncio.run(ask()) == b"listener"
 
 
-@pytest.mark.parametrize("url", ["", "?protocol=3&decode_responses=True&socket_timeout=1"])
-@pytest.mark.parametrize("options", [{}, {"protocol": 3, "decode_responses": True}])
+@pytest.mark.parametrize("url", ["", "?protocol=3&decode_responses=True&socket_timeout=1&health_check_interval=1"])
+@pytest.mark.parametrize("options", [{}, {"protocol": 3, "decode_responses": True, "health_check_interval": 1}])
 def test_how_we_read_is_not_the_sites_to_say(redis: str, settings: Any, url: str, options: dict[str, Any]) -> None:
     settings.MEASE_REDIS_URL += url
     settings.MEASE_REDIS_OPTIONS = options
@@ -303,6 +303,7 @@ def test_how_we_read_is_not_the_sites_to_say(redis: str, settings: Any, url: str
         assert connection.protocol == 2
         assert not connection.encoder.decode_responses
     assert connections.listener_connection().socket_timeout is None
+    assert connections.listener_connection().health_check_interval == 0
 
 
 def test_each_listener_has_a_connection_of_its_own(redis: str) -> None:
