@@ -236,6 +236,23 @@ describe("a server whose openers take their time", () => {
     assert.deepEqual([live.state, events], ["refused", [["refused", { code: 4403, reason: "not here" }]]]);
   });
 
+  test("what an opener writes before it turns the page away comes before its end", async () => {
+    for (const [code, end] of [[4403, "refused"], [1000, "close"]]) {
+      const { world, events } = await unready();
+      world.socket.receive("it is full");
+      world.socket.end(code, "");
+      assert.deepEqual(events.map(([name]) => name), ["message", end]);
+    }
+  });
+
+  test("a handler of what an opener wrote may close it, which ends once", async () => {
+    const { world, live, events } = await unready();
+    live.on("message", () => live.close());
+    for (const text of ["one", "two"]) world.socket.receive(text);
+    world.socket.end(4403, "");
+    assert.deepEqual([live.state, events.map(([name]) => name)], ["closed", ["message", "close"]]);
+  });
+
   test("what came on a connection that breaks before is gone with it", async () => {
     const { world, events } = await unready();
     world.socket.receive("greeting");

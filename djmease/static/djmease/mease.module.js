@@ -253,8 +253,12 @@
       this.#hasBeenOpen = true;
       this.#hasWarned = false;
       this.#events.emit("open", { again });       // before what waited: a handler asks what it missed, say
-      for (const message of this.#early.splice(0)) this.#tell(...message);
+      this.#tellEarly();
       this.#flush();
+    }
+
+    #tellEarly() {
+      for (const message of this.#early.splice(0)) if (!this.#isOver()) this.#handOn(...message);
     }
 
     #receive(event) {
@@ -276,7 +280,11 @@
     }
 
     #tell(data, event, groups = []) {
-      if (this.#state !== "open") return void this.#early.push([data, event, groups]);
+      if (this.#state !== "open") this.#early.push([data, event, groups]);
+      else this.#handOn(data, event, groups);
+    }
+
+    #handOn(data, event, groups) {
       this.#events.tell(data, event);
       for (const name of groups) this.#memberships.get(name)?.events.tell(data, event);
     }
@@ -362,9 +370,10 @@
     /* ---- a connection goes ---- */
 
     #lose(code, reason) {
-      if (ENDED.includes(code)) this.#end("closed", { code, reason });
-      else if (REFUSED.includes(code) || this.#options.final.includes(code)) this.#end("refused", { code, reason });
-      else this.#reconnect(code, reason);
+      const isEnded = ENDED.includes(code);
+      if (!isEnded && ![...REFUSED, ...this.#options.final].includes(code)) return this.#reconnect(code, reason);
+      this.#tellEarly();                // the opener that closes it may have written why, and never comes again
+      if (!this.#isOver()) this.#end(isEnded ? "closed" : "refused", { code, reason });
     }
 
     #reconnect(code, reason) {
