@@ -19,7 +19,7 @@ from redis import Redis
 
 from djmease import embedded
 from djmease.embedded import EmbeddedValkey, find_binary, has_users
-from tests.support import ROOT, eventually
+from tests.support import DEADLINE, ROOT, eventually
 
 HOLD = """
 import sys
@@ -95,7 +95,10 @@ def test_who_looks_for_users_does_not_wait_until_it_has_started_or_stopped(short
     assert not has_users(short_directory)
 
 
-def test_many_who_look_for_users_do_not_take_each_other_for_some(short_directory: Path) -> None:
+def test_many_who_look_for_users_do_not_take_each_other_for_some(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "LOOK_TIMEOUT", DEADLINE)  # One of them may be held up for long with the lock.
     with ThreadPoolExecutor(4) as pool:
         assert not any(pool.map(lambda _: has_users(short_directory), range(200)))
 
@@ -145,11 +148,12 @@ FORK = """
 import os, signal, sys
 from pathlib import Path
 from djmease.embedded import EmbeddedValkey
-signal.alarm(10)
+signal.alarm(20)
 valkey = EmbeddedValkey(Path(sys.argv[1]))
 valkey.acquire()
 child = os.fork()
 if child == 0:
+    signal.alarm(60)
     signal.pause()
 valkey.release()
 valkey.acquire()
@@ -189,13 +193,13 @@ def test_one_whose_start_is_interrupted_is_stopped_all_the_same(
     short_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = short_directory / "slow-server"
-    slow.write_text(f'#!/bin/sh\n(sleep 0.5; exec {embedded.find_binary()} "$@") &\n')
+    slow.write_text(f'#!/bin/sh\n(sleep 0.5; exec {embedded.find_binary()} "$@") &\nkill -ALRM $PPID\n')
     slow.chmod(0o700)
     monkeypatch.setattr(embedded, "find_binary", lambda: str(slow))
+    monkeypatch.setattr(embedded, "INTERRUPTED_TIMEOUT", DEADLINE)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     valkey = EmbeddedValkey(short_directory)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
             valkey.acquire()
     finally:

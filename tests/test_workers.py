@@ -189,7 +189,7 @@ def test_threads_that_cannot_be_started_are_started_later(
         may_end.set()
 
     play(scenario, count=2)
-    assert caplog.text.count("no thread can be started, and callbacks wait: can't start new thread") == 1
+    assert "no thread can be started, and callbacks wait: can't start new thread" in caplog.text
 
 
 def test_what_fails_in_a_job_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
