@@ -245,10 +245,16 @@ async def read_by_loop(read: Callable[[Any], Result], value: Any) -> Result:
     """Return ``read(value)``, on an event loop.
 
     A lazy object or a query set is read in the thread in which Django's own asynchronous code queries: there it closes
-    the connections, and in a test it is the test's own.
+    the connections, and in a test it is the test's own. All else does not wait for that thread, which is one for all.
     """
+    return read(value) if _is_at_hand(value) else await sync_to_async(read)(value)
+
+
+def _is_at_hand(value: Any) -> bool:
     # isinstance() would look into a lazy object, and so query.
-    return read(value) if issubclass(type(value), AT_HAND) else await sync_to_async(read)(value)
+    if type(value) in (list, tuple, set, frozenset):
+        return all(issubclass(type(each), AT_HAND) for each in value)
+    return issubclass(type(value), AT_HAND)
 
 
 def _named(parameter: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import django.db
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
@@ -167,6 +167,24 @@ def test_apublish_reads_users_where_djangos_asynchronous_code_does(kind: str) ->
 
 def open_connections() -> list[Any]:
     return [each for each in django.db.connections.all(initialized_only=True) if each.connection is not None]
+
+
+@pytest.mark.parametrize("whom", [{"group": ["a", "b"]}, {"group": ("a",), "user": {1, 2}}, {"user": User(pk=1)}])
+def test_apublish_of_what_takes_no_query_waits_for_none(whom: dict[str, Any]) -> None:
+    async def publish() -> None:
+        may_end = threading.Event()
+        query = asyncio.ensure_future(sync_to_async(may_end.wait)())
+        await asyncio.sleep(0)  # It has the thread now.
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await djmease.apublish("news", "x", **whom)
+        finally:
+            may_end.set()
+            await query
+
+    with captured_messages() as captured:
+        asyncio.run(publish())
+    assert len(captured) == 1
 
 
 def test_apublish_sends_at_once_and_publish_on_a_loop_names_it(ear: Ear) -> None:
