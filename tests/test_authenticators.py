@@ -57,6 +57,15 @@ def forbids_without_a_word(request: Any) -> None:
     raise PermissionDenied
 
 
+class UntellableDeniedError(PermissionDenied):
+    def __str__(self) -> str:
+        raise KeyError("detail")
+
+
+def forbids_untellably(request: Any) -> None:
+    raise UntellableDeniedError
+
+
 def wants_a_login(request: Any) -> None:
     raise Unauthenticated("the token has expired")
 
@@ -135,6 +144,7 @@ def test_a_stranger_needs_no_thread_and_no_database(start_server: StartServer) -
     [
         ("forbids", 403, b"not from this phone"),
         ("forbids_without_a_word", 403, b"not allowed"),
+        ("forbids_untellably", 403, b"its text raised KeyError"),
         ("wants_a_login", 401, b"the token has expired"),
         ("breaks", 503, b"try again later"),
         ("mistaken", 503, b"try again later"),

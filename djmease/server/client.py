@@ -15,7 +15,7 @@ from tornado.websocket import WebSocketHandler
 from djmease.identities import NOBODY, TICKET_SUBPROTOCOL, Identity, Unauthenticated
 from djmease.messages import check_group, new_id
 from djmease.roll import encode_info
-from djmease.server.complaints import Complaints, error_repr
+from djmease.server.complaints import Complaints, error_repr, said_by
 from djmease.server.forms import MARK, header_frame, read_header
 from djmease.server.limits import Limits
 from djmease.server.outbox import Outbox
@@ -268,9 +268,9 @@ class Client(WebSocketHandler):
                 self.identity = await self._events.identify(self.request)
         except Unauthenticated as error:
             self.set_header("WWW-Authenticate", CHALLENGE)
-            self._turn_away(401, str(error))
+            self._turn_away(401, said_by(error))
         except PermissionDenied as error:
-            self._turn_away(403, str(error) or "this handshake is not allowed")
+            self._turn_away(403, said_by(error) or "this handshake is not allowed")
         except Exception as error:
             self._complaints.say(
                 "whose a handshake from %s is could not be read: %s",
