@@ -32,7 +32,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.deflate", "server.complaints", "server.link", "server.names"},
+    {"server.deflate", "server.complaints", "server.link", "server.names", "server.sources"},
     {"server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",

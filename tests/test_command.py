@@ -264,6 +264,40 @@ def test_the_first_registry_of_an_app_is_loaded_too(project: Project) -> None:
     assert server.wait() == 0
 
 
+def test_a_callback_that_only_settings_name_is_waited_for_until_it_is_there_and_again_when_it_is_mended(
+    project: Project,
+) -> None:
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    settings, module = project.home / "site_settings.py", project.home / "late.py"
+    change(settings, settings.read_text() + "\nMEASE_RECEIVERS = ['late.say']\n", server)
+    server.wait_for("waiting for a change of its code")
+    module.write_text(ECHO)
+    for start in (2, 3):
+        with connect(url(server.port(times=start))) as client:
+            client.send("hi")
+            assert client.recv(5) == "hi"
+        if start == 2:
+            change(module, "this is no Python\n", server)
+            server.wait_for("waiting for a change of its code", times=2)
+            change(module, ECHO, server)
+
+
+def test_a_registry_that_came_with_an_error_is_waited_for_until_it_is_mended(project: Project) -> None:
+    registry = project.registry(ECHO)
+    registry.unlink()
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    registry.write_text("1 / 0\n")
+    server.wait_for("waiting for a change of its code")
+    change(registry, ECHO, server)
+    with connect(url(server.port(times=2))) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+
+
 def test_a_signal_ends_the_wait_for_a_change_too(project: Project) -> None:
     registry = project.registry(ECHO)
     project.settings(debug=True)

@@ -14,10 +14,13 @@ import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from django.apps import AppConfig, apps
-from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, get_child_arguments, get_reloader
+
+from djmease.server.sources import Stamps, stamps
 
 RELOAD_EXIT_CODE = 3
 SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
@@ -25,7 +28,7 @@ SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
 PARENT_INTERVAL = 1.0
 """Seconds between two looks of a child at whether its parent lives."""
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks for what the reloader does not see."""
+"""Seconds between two looks for what the reloader does not see, or for what mends a server that does not start."""
 STOP_TIMEOUT = 15.0
 """Seconds that a child has to end before it is killed."""
 
@@ -123,6 +126,7 @@ class Supervisor:
         """Run the server again and again, until it ends for another reason than a change of its code."""
         has_run = False
         while True:
+            before = await asyncio.to_thread(stamps)  # What is mended while it starts counts, too.
             process = await asyncio.create_subprocess_exec(
                 *self._server,
                 env={**os.environ, DJANGO_AUTORELOAD_ENV: "true", SUPERVISOR_ENV: str(os.getpid())},
@@ -135,7 +139,7 @@ class Supervisor:
                 has_run = True
             elif code and has_run:
                 self._write("The server does not start any more: waiting for a change of its code.\n")
-                await self._wait_for_change()
+                await self._wait_for_change(before)
             else:
                 return code
 
@@ -146,22 +150,16 @@ class Supervisor:
         stopping.cancel()
         return await _end(process)
 
-    async def _wait_for_change(self) -> None:
-        """Wait until a file changes that this process has imported too, or a signal comes."""
-        changed = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def watch() -> None:
-            try:
-                StatReloader().run_loop()
-            except SystemExit:
-                loop.call_soon_threadsafe(changed.set)
-
-        threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
-        waiting = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stopping.wait())]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
+    async def _wait_for_change(self, before: Stamps) -> None:
+        """Wait until a file of the code changes, comes or goes, or a signal comes."""
+        while not self._stopping.is_set():
+            if changed := before ^ await asyncio.to_thread(stamps):
+                path, _ = min(changed)
+                self._write(f"{path} changed, reloading.\n")
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._stopping.wait()
 
     async def _start_site(self) -> Process:
         assert self._site is not None
