@@ -38,6 +38,12 @@ def url(port: int) -> str:
     return f"ws://127.0.0.1:{port}/"
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -140,8 +146,36 @@ def test_a_port_in_use_is_one_sentence(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = failure(project.start("run_websocket_server", str(port)))
-    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in error
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use): stop what listens there, or set" in error
+    assert "MEASE_PORT = 8002 in the settings, by which pages find it too" in error
     assert not (project.runtime / "valkey.sock").exists(), "the embedded Valkey ends with it"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"), [("192.0.2.1:0", "Cannot assign requested address"), ("nowhere.invalid:0", "not known")]
+)
+def test_an_address_of_another_machine_is_not_taken_for_one_in_use(project: Project, address: str, reason: str) -> None:
+    error = failure(project.start("run_websocket_server", address))
+    assert reason in error
+    assert "name an address that this machine has" in error and "stop what listens there" not in error
+
+
+def test_the_banner_says_where_pages_would_not_find_the_server(project: Project) -> None:
+    project.settings("MEASE_PORT = 1")
+    server = project.start("run_websocket_server", "0")
+    port = server.port()
+    assert (
+        f"Pages     connect to :1/ (MEASE_PORT), and not here: MEASE_PORT = {port} in the settings leads them"
+        in server.out.splitlines()
+    )
+    path = str(project.runtime.parent / "mease.sock")
+    server = project.start("run_websocket_server", "--unix", path)
+    server.wait_for("Quit with Ctrl-C.")
+    assert "Pages     connect to :1/ (MEASE_PORT), and not here: MEASE_URL = '/ws/', if a proxy" in server.out
+    project.settings("MEASE_PORT = 1\nMEASE_URL = '/ws/'")
+    server = project.start("run_websocket_server", "0")
+    server.port()
+    assert "\nPages " not in server.out
 
 
 def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(project: Project) -> None:
@@ -337,14 +371,16 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
     project.write(
         "urls.py",
         "from django.http import HttpResponse\nfrom django.urls import path\n"
-        "urlpatterns = [path('', lambda request: HttpResponse('the page'))]\n",
+        "from djmease.templatetags.djmease import server_url\n"
+        "urlpatterns = [path('', lambda request: HttpResponse(server_url()))]\n",
     )
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    project.settings("ROOT_URLCONF = 'urls'", debug=True)
-    server = project.start("run_websocket_server", "--with-site", f"127.0.0.1:{port}")
-    server.port()
-    server.wait_for(f"development server at http://127.0.0.1:{port}/")
+    port, websocket_port = free_port(), free_port()
+    project.settings("ROOT_URLCONF = 'urls'\nMEASE_PORT = 1", debug=True)
+    server = project.start("run_websocket_server", str(websocket_port), "--with-site", f"0.0.0.0:{port}")
+    assert server.port() == websocket_port
+    assert "\nPages     on other machines get the site and no WebSocket" in server.out
+    assert "\nPages     connect" not in server.out
+    server.wait_for(f"development server at http://0.0.0.0:{port}/")
     assert "site | Quit the server" in server.out
     processes = children_of(server.pid)
     assert len(processes) == 2, "the server and the site"
@@ -356,7 +392,7 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
         except OSError:
             return b""
 
-    assert eventually(page) == b"the page"
+    assert eventually(page).decode() == f":{websocket_port}/", "where the server is, whatever MEASE_PORT says"
     below = [pid for process in processes for pid in children_of(process)]
     server.send_signal(signal.SIGINT)
     assert server.wait() == 0

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,10 +95,17 @@ class Supervisor:
     """Runs a server, and beside it perhaps a site, until one signal ends both."""
 
     def __init__(
-        self, *, server: Sequence[str], site: Sequence[str] | None, write: Write, pass_fds: Sequence[int] = ()
+        self,
+        *,
+        server: Sequence[str],
+        site: Sequence[str] | None,
+        site_environment: Mapping[str, str],
+        write: Write,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._server = server
         self._site = site
+        self._site_environment = site_environment
         self._write = write
         self._pass_fds = pass_fds
         self._stopping = asyncio.Event()
@@ -166,7 +173,7 @@ class Supervisor:
         environment = {name: value for name, value in os.environ.items() if name != DJANGO_AUTORELOAD_ENV}
         return await asyncio.create_subprocess_exec(
             *self._site,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            env={**environment, **self._site_environment, "PYTHONUNBUFFERED": "1"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

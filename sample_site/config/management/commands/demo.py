@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 
 from django.conf import settings
@@ -36,6 +38,8 @@ class Command(BaseCommand):
 
     def handle(self, *args, **options) -> None:
         refuse_without_debug()
+        refuse_a_port_in_use("SAMPLE_SITE_PORT", settings.SAMPLE_SITE_PORT)
+        refuse_a_port_in_use("SAMPLE_SITE_WEBSOCKET_PORT", settings.MEASE_PORT)
         call_command("migrate", interactive=False, verbosity=0)
         make_users()
         make_content()
@@ -46,6 +50,16 @@ class Command(BaseCommand):
 def refuse_without_debug() -> None:
     if not settings.DEBUG:
         raise CommandError("The demo makes users whose password is known: it runs only while DEBUG is on.")
+
+
+def refuse_a_port_in_use(variable: str, port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise CommandError(
+            f"Port {port} cannot be used ({os.strerror(error.errno)}): stop what listens there, or name another, "
+            f"for example {variable}={port + 100} python manage.py demo"
+        ) from error
 
 
 def make_users() -> None:
