@@ -35,7 +35,11 @@ def received(client: ClientConnection, kind: str) -> dict[str, Any]:
             return message
 
 
-def test_the_demo_says_where_to_go_and_how_to_log_in(demo: Demo) -> None:
+def test_the_demo_says_where_to_go_and_how_to_log_in_when_it_is_up(demo: Demo) -> None:
+    demo.process.wait_for("everybody knows that password")
+    before, _, greeting = demo.process.out.partition("The sample site ")
+    assert "Quit with Ctrl-C." in before and "Quit the server with CONTROL-C." in before
+    assert demo.url() in greeting
     assert demo.url() in demo.process.out
     assert "log in as demo, password demo" in demo.process.out
     assert "For the demo only" in demo.process.out

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+import time
+from http.client import HTTPConnection, HTTPException
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -24,7 +27,7 @@ ANNOUNCEMENTS = [
 ]
 QUESTIONS = ["What is lost while a page is away?", "How many herrings are a mease?"]
 
-GREETING = """\
+GREETING = """
 The sample site   {site}   (open it in two windows)
 Its admin         {site}admin/   (log in as demo, password demo)
 
@@ -43,8 +46,14 @@ class Command(BaseCommand):
         call_command("migrate", interactive=False, verbosity=0)
         make_users()
         make_content()
-        self.stdout.write(GREETING.format(site=f"http://{site_address()}/"))
+        threading.Thread(target=self.greet, daemon=True).start()
         run_server()
+
+    def greet(self) -> None:
+        """Say where to go when somebody can go there, below all that the two servers say of themselves."""
+        while not is_up():
+            time.sleep(0.2)
+        self.stdout.write(GREETING.format(site=f"http://{site_address()}/"))
 
 
 def refuse_without_debug() -> None:
@@ -84,6 +93,24 @@ def make_content() -> None:
 
 def site_address() -> str:
     return f"127.0.0.1:{settings.SAMPLE_SITE_PORT}"
+
+
+def is_up() -> bool:
+    """Tell whether the site listens, and its WebSocket server is ready; one on any free port is not asked."""
+    try:
+        socket.create_connection(("127.0.0.1", settings.SAMPLE_SITE_PORT), timeout=5).close()
+        return not settings.MEASE_PORT or is_ready(settings.MEASE_PORT)
+    except (OSError, HTTPException):
+        return False
+
+
+def is_ready(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
 
 
 def run_server() -> None:
