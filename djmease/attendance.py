@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from redis import Redis
+from redis.client import NEVER_DECODE
 
 from djmease import connections, roll
 from djmease.messages import check_group
@@ -47,8 +48,8 @@ def presence(group: str) -> list[Person]:
     """Return who is in a group, those first who have been there longest.
 
     Raises ``ValueError`` for a group that no pattern of ``MEASE_PRESENCE`` covers, redis-py's ``RedisError`` or
-    ``OSError`` where Redis does not answer, and ``SynchronousOnlyOperation`` on an event loop, where ``await
-    apresence(...)`` is meant.
+    ``OSError`` where Redis does not answer, ``ImproperlyConfigured`` where no Redis is named, or its URL is none, and
+    ``SynchronousOnlyOperation`` on an event loop, where ``await apresence(...)`` is meant.
     """
     refuse_event_loop("presence", "apresence")
     return _presence(group)
@@ -120,7 +121,8 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
         pipe.time()
         pipe.zrange(f"{prefix}servers", 0, 0, withscores=True)
         for group in groups:
-            pipe.execute_command(command, f"{prefix}persons.{group}")
+            # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
+            pipe.execute_command(command, f"{prefix}persons.{group}", **{NEVER_DECODE: True})
         (seconds, microseconds), longest_silent, *found = pipe.execute()
         oldest = seconds + microseconds / 1e6 - roll.DEAD_AFTER
         dead = [server for server, seen_at in longest_silent if seen_at <= oldest]

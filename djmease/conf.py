@@ -46,7 +46,7 @@ class MeaseConf(AppConf):  # type: ignore[misc]
 
     # Origins that may connect beside the request's own host name and CSRF_TRUSTED_ORIGINS; '*' is any.
     ALLOWED_ORIGINS: list[str] = []
-    # Refuse handshakes without an Origin, which no browser sends.
+    # Refuse handshakes without an Origin: all browsers send one, scripts and native apps do not.
     REQUIRE_ORIGIN = False
     # Refuse who is not logged in, with 401.
     LOGIN_REQUIRED = False

@@ -35,6 +35,7 @@ EMBEDDED_URL = "embedded://"
 RESPONSE_TIMEOUT = 2.0
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 5.0
+LOOK_TIMEOUT = 0.2
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
 _MAX_SOCKET_PATH = 103
 
@@ -120,15 +121,34 @@ def _check_owner(home: Path) -> None:
 
 
 def has_users(home: Path) -> bool:
-    """Tell whether any server holds a share in the Valkey of that directory."""
+    """Tell whether any server holds a share in the Valkey of that directory, or may.
+
+    It hardly waits: while one starts or stops, and where the locks cannot be looked at, there may be some. Who then
+    tries to connect learns the reason.
+    """
     try:
-        with _exclusive(home / "start.lock"), open(home / "users.lock", "wb") as users:
+        with open(home / "start.lock", "wb") as start, open(home / "users.lock", "wb") as users:
+            _lock_soon(start)
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     return False
+
+
+def _lock_soon(lock: IO[bytes]) -> None:
+    """Lock it, or raise ``BlockingIOError``: who else only looks holds it for less than this."""
+    deadline = time.monotonic() + LOOK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 @contextmanager

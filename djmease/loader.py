@@ -113,23 +113,60 @@ def decorated() -> list[Declaration]:
 
 def is_sent(routing: str) -> bool:
     """Tell whether a sender is registered for ``routing``, by names alone: nothing is imported."""
-    if _routes().get(routing) is not None:
+    routes, declared = _routes(), _declared()
+    if routes.get(routing) is not None or (routing in declared.names and routing not in routes):
         return True
-    return any(matches(pattern, routing) for pattern in _known_patterns())
+    patterns = (*_patterns_among(tuple(routes)), *declared.patterns)
+    return any(routes.get(pattern, pattern) is not None and matches(pattern, routing) for pattern in patterns)
 
 
 def closest_routings(routing: str) -> list[str]:
     """Return up to three registered routings that look like ``routing``, the closest first."""
-    return difflib.get_close_matches(routing, sorted(set(_known_patterns())), n=3, cutoff=0.5)
+    return list(_closest_among(frozenset(_known_patterns()))(routing))
+
+
+@functools.lru_cache(maxsize=1)
+def _closest_among(known: frozenset[str]) -> Callable[[str], list[str]]:
+    # To compare with a thousand names takes a tenth of a second, and the status page asks again and again.
+    names = sorted(known)
+    return functools.lru_cache(maxsize=256)(lambda routing: difflib.get_close_matches(routing, names, n=3, cutoff=0.5))
 
 
 def _known_patterns() -> Iterator[str]:
-    routes = _routes()
+    routes, declared = _routes(), _declared()
     yield from (pattern for pattern, value in routes.items() if value is not None and isinstance(pattern, str))
-    for declaration in declarations:
-        for pattern in declaration.patterns:
-            if routes.get(pattern, pattern) is not None:
-                yield pattern
+    for pattern in (*declared.names, *declared.patterns):
+        if routes.get(pattern, pattern) is not None:
+            yield pattern
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """For what decorators have declared senders, in this process."""
+
+    declarations: list[Declaration]
+    names: frozenset[str]
+    patterns: tuple[str, ...]
+    """Those with ``*`` or ``?``."""
+
+
+_last_declared = _Declared([], frozenset(), ())
+
+
+def _declared() -> _Declared:
+    """Return it, sorted out anew where a decorator has declared more."""
+    global _last_declared
+    # It is quick to compare with lists of the same objects.
+    if _last_declared.declarations != declarations:
+        copied = declarations[:]
+        said = tuple(pattern for each in copied for pattern in each.patterns if isinstance(pattern, str))
+        _last_declared = _Declared(copied, frozenset(said).difference(_patterns_among(said)), _patterns_among(said))
+    return _last_declared
+
+
+@functools.lru_cache(maxsize=2)
+def _patterns_among(names: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if isinstance(name, str) and is_pattern(name))
 
 
 def _routes() -> dict[str, Any]:

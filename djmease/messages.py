@@ -23,6 +23,8 @@ NAME_RULE = "1 to 200 of letters, digits and ._:-/@+"
 RESERVED_PREFIX = "mease."
 MAGIC = b"\x00mease"
 VERSION = b"1"
+MAX_TIME = 1e11
+"""Seconds since the epoch, more than any clock tells: so many are milliseconds, and no date could be shown for them."""
 
 _is_id = re.compile(rb"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_name = re.compile(r"[A-Za-z0-9._:\-/@+]{1,200}", re.ASCII).fullmatch
@@ -158,10 +160,17 @@ def decode(routing: str | None, payload: bytes) -> Message:
         routing=_checked(said if routing is None else routing),
         body=_decode_body(kind, body),
         id=message_id.decode(),
-        published_at=float(published_at),
+        published_at=_time(published_at),
         size=len(body),
         **more,
     )
+
+
+def _time(text: bytes) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < MAX_TIME:  # No NaN is within bounds either.
+        raise ValueError(f"{text[:20]!r} is not a time in seconds since the epoch")
+    return seconds
 
 
 def _checked(routing: str | None) -> str:

@@ -10,11 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import transaction
+from django.db.models import Model
 from redis import ConnectionPool
 from redis.connection import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -43,6 +46,7 @@ class Everybody(enum.Enum):
 
 EVERYBODY: Final = Everybody.EVERYBODY
 
+Result = TypeVar("Result")
 Outlet = Callable[[Message], None]
 captures: list[Outlet] = []
 """Who takes what is published, at once and whatever the transaction does; nothing is sent then."""
@@ -143,12 +147,13 @@ async def apublish(
     fail_silently: bool = False,
 ) -> str:
     """Do what ``publish`` does, on an event loop, at once: asynchronous code is never in a transaction."""
+    group, user = _named("group", group), _named("user", user)
     return await asyncio.to_thread(
         _publish,
         routing,
         message,
-        group=_named("group", group),
-        user=_named("user", user),
+        group=None if group is None else await read_by_loop(_groups, group),
+        user=None if user is None else await read_by_loop(_users, user),
         using=None,
         on_commit=False,
         fail_silently=fail_silently,
@@ -229,6 +234,20 @@ def refuse_event_loop(name: str, asynchronous: str) -> None:
     raise SynchronousOnlyOperation(
         f"djmease.{name} would block the event loop: use  await djmease.{asynchronous}(...)  in asynchronous code."
     )
+
+
+AT_HAND = (str, bytes, int, UUID, Model)
+"""Types of what is read without a query."""
+
+
+async def read_by_loop(read: Callable[[Any], Result], value: Any) -> Result:
+    """Return ``read(value)``, on an event loop.
+
+    A lazy object or a query set is read in the thread in which Django's own asynchronous code queries: there it closes
+    the connections, and in a test it is the test's own.
+    """
+    # isinstance() would look into a lazy object, and so query.
+    return read(value) if issubclass(type(value), AT_HAND) else await sync_to_async(read)(value)
 
 
 def _named(parameter: str, value: Any) -> Any:

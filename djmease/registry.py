@@ -430,6 +430,9 @@ def sender(function: Any = None, /, *rest: Any, routing: Any = None, **options: 
         def show(message, clients_list):
             for client in clients_list:
                 client.write_message(message)
+
+    Raises ``TypeError`` for what is no function, for a Django signal, and for a ``routing`` that is neither a text nor
+    several. All else that is wrong is told by ``manage.py check``, and by the server when it starts.
     """
     return _decorator("sender", function, rest, options, _patterns(routing))
 
@@ -451,7 +454,7 @@ def receiver(function: Any = None, /, *rest: Any, **options: Any) -> Any:
 
     With ``json=True`` it gets parsed JSON, and is passed over for what is not JSON; with ``type`` (a text, a pattern,
     or several) it gets JSON objects whose ``"type"`` matches. ``login_required``, ``permission_required`` and
-    ``user_passes_test`` have the meanings of Django's decorators of these names.
+    ``user_passes_test`` have the meanings of Django's decorators of these names. Raises what ``sender`` does.
     """
     return _decorator("receiver", function, rest, options)
 
@@ -461,7 +464,10 @@ def opener(function: Function, /) -> Function: ...
 @overload
 def opener(**options: Any) -> Callable[[Function], Function]: ...
 def opener(function: Any = None, /, *rest: Any, **options: Any) -> Any:
-    """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``."""
+    """Register a function that is told of a client that has come; it may take ``client`` and ``clients_list``.
+
+    It may raise ``PermissionDenied``, which closes the client. Raises what ``sender`` does.
+    """
     return _decorator("opener", function, rest, options)
 
 
@@ -470,5 +476,8 @@ def closer(function: Function, /) -> Function: ...
 @overload
 def closer(**options: Any) -> Callable[[Function], Function]: ...
 def closer(function: Any = None, /, *rest: Any, **options: Any) -> Any:
-    """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``."""
+    """Register a function that is told of a client that has gone; it may take ``client`` and ``clients_list``.
+
+    Raises what ``sender`` does.
+    """
     return _decorator("closer", function, rest, options)

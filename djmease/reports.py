@@ -52,9 +52,9 @@ class CallbackReport:
     """The error it raised last, as text."""
     last_error_at: float | None = None
     p50: float | None = None
-    """Seconds that the half of its calls took at most, of those in the last two minutes."""
+    """Seconds that the half of its calls took at most, of those in the last minute."""
     p99: float | None = None
-    """Seconds that 99 in 100 of its calls took at most, of those in the last two minutes."""
+    """Seconds that 99 in 100 of its calls took at most, of those in the last minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ class ServerReport:
     unsent: int = 0
     """Bytes that clients have not read yet."""
     lag_p50: float | None = None
-    """Seconds from publishing to writing of the half of the messages, of those in the last two minutes."""
+    """Seconds from publishing to writing of the half of the messages, of those in the last minute."""
     lag_p99: float | None = None
     loop_delay: float = 0.0
     """Seconds by which the event loop came late to its last timer."""

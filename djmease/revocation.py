@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.apps import apps
@@ -12,11 +12,12 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_out
 from django.db import transaction
+from django.db.models import Model
 from django.db.models.signals import post_delete, post_save
 
 from djmease.identities import session_hash
 from djmease.messages import primary_key
-from djmease.publishing import control_wires, publish_control, refuse_event_loop, send_control
+from djmease.publishing import control_wires, publish_control, read_by_loop, refuse_event_loop, send_control
 
 UNRELATED_FIELDS = {"last_login"}
 """What a login itself saves."""
@@ -35,7 +36,8 @@ def disconnect(*, user: Any = None, client_id: str | None = None) -> None:
 
 async def adisconnect(*, user: Any = None, client_id: str | None = None) -> None:
     """Do what ``disconnect`` does, on an event loop."""
-    await asyncio.to_thread(_disconnect, user, client_id)
+    key = None if user is None else await read_by_loop(primary_key, user)
+    await asyncio.to_thread(_disconnect, key, client_id)
 
 
 def _disconnect(user: Any, client_id: str | None) -> None:
@@ -53,10 +55,18 @@ def watch_logins() -> None:
     """Tell the servers of logouts, and of users that are saved or deleted, where the site has users."""
     if not apps.is_installed("django.contrib.auth"):
         return
-    model = get_user_model()
     user_logged_out.connect(_on_logout, dispatch_uid="djmease.revocation")
-    post_save.connect(_on_save, sender=model, dispatch_uid="djmease.revocation")
-    post_delete.connect(_on_delete, sender=model, dispatch_uid="djmease.revocation")
+    # Who heard of the deletions of all models would take Django's fast way of deleting from all.
+    for model in _with_subclasses(get_user_model()):
+        post_save.connect(_on_save, sender=model, dispatch_uid="djmease.revocation")
+        post_delete.connect(_on_delete, sender=model, dispatch_uid="djmease.revocation")
+
+
+def _with_subclasses(model: type[Model]) -> Iterator[type[Model]]:
+    """Yield a model, its proxies and the models that inherit its table: a signal names the class that was saved."""
+    yield model
+    for subclass in model.__subclasses__():
+        yield from _with_subclasses(subclass)
 
 
 def _on_logout(request: Any, **_: Any) -> None:
@@ -70,16 +80,18 @@ def _on_save(
 ) -> None:
     is_unrelated = update_fields is not None and set(update_fields) <= UNRELATED_FIELDS
     if not created and not raw and not is_unrelated:
-        _recheck(str(instance.pk), using)
+        _recheck(instance, using)
 
 
 def _on_delete(instance: Any, using: str, **_: Any) -> None:
-    _recheck(str(instance.pk), using)
+    _recheck(instance, using)
 
 
-def _recheck(key: str, using: str) -> None:
+def _recheck(user: Any, using: str) -> None:
     if _has_servers():
-        order = {"order": "recheck", "users": [key]}
+        # A model that inherits the users' table may have another primary key.
+        key = getattr(user, get_user_model()._meta.pk.attname)
+        order = {"order": "recheck", "users": [str(key)]}
         transaction.on_commit(functools.partial(publish_control, order), using=using, robust=True)
 
 

@@ -11,8 +11,9 @@ from django.template.loader import get_template
 from djmease.types import ClientsList
 
 
-def broadcast(message: Any, clients_list: ClientsList) -> None:
+async def broadcast(message: Any, clients_list: ClientsList) -> None:
     """Write the message to every client: ``MEASE_ROUTES = {'news': 'djmease.senders.broadcast'}``."""
+    # It waits for nothing, and on the loop it needs no way to a thread and back: that is half of what a message costs.
     clients_list.send(message)
 
 

@@ -30,7 +30,7 @@ from django.utils.module_loading import import_string
 
 from djmease import attendance, loader, publishing, roll
 from djmease.identities import TURNED_AWAY, name_of
-from djmease.messages import Message, check_group, new_id, primary_key, to_json
+from djmease.messages import Message, check_group, encode_body, new_id, primary_key, to_json
 from djmease.registry import Callback, Registry
 
 _REQUIRED: Any = object()
@@ -141,20 +141,19 @@ class Page:
             for opener in self._site.registry.openers:
                 self._site.run(opener, client=self.client)
         except PermissionDenied as error:
+            self.client.is_turned_away = True
             self.client.close(TURNED_AWAY, str(error))
         else:
             self._site.settle()
         finally:
             self._site.entering.remove(self.client)
-        if self.close_code != TURNED_AWAY:
+        if not self.client.is_turned_away:
             self._site.add(self.client)
-            return
         self._site.settle()
-        self._site.run_all(self._site.registry.closers, self.client)
 
     def send(self, message: Any) -> None:
-        """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run, if it was let in."""
-        if self.close_code == TURNED_AWAY:
+        """Send ``str`` or ``bytes`` as it is, anything else as JSON text: the receivers run, if it is connected."""
+        if not self.client.is_open:
             return
         frame = message if isinstance(message, (str, bytes)) else to_json(message)
         received = self._site.registry.receivers_for(frame)
@@ -168,7 +167,9 @@ class Page:
 
     def close(self) -> None:
         """Leave: the closers run, once."""
-        self._site.remove(self.client)
+        if self.client.is_open:
+            self.client.is_open = False
+            self._site.leave(self.client)
 
 
 class _Site:
@@ -185,6 +186,8 @@ class _Site:
         """Those whose openers run, which hear only of the groups that they have been put into."""
         self._roll: dict[str, dict[str, list[_Present]]] = {}
         """Of each group, and each person in it, the clients with what they told when they joined."""
+        self._leaving: list[TestClient] = []
+        """Those that are closed, and whose closers have still to run."""
         self._published: deque[Message] = deque()
         self._is_busy = False
 
@@ -207,13 +210,19 @@ class _Site:
         for group in client.groups:
             self.joined(client, group)
 
-    def remove(self, client: TestClient) -> None:
-        """Count a client no more, and run the closers, once."""
+    def leave(self, client: TestClient) -> None:
+        """Count a client no more, and run the closers, behind the callbacks that run."""
+        self._leaving.append(client)
+        self.settle()
+
+    def _remove(self, client: TestClient) -> None:
+        client.is_present = False
         if client in self.clients:
             self.clients.remove(client)
             for group in client.groups:
                 self.left(client, group)
-            self.run_all(self.registry.closers, client)
+        for closer in self.registry.closers:
+            self.run(closer, client=client)
 
     def joined(self, client: TestClient, group: str) -> None:
         """Put a client on the roll of a group that it has joined, if that has presence."""
@@ -241,11 +250,6 @@ class _Site:
             roll.entry_of(len(present), *present[0][1:]) for present in self._roll.get(group, {}).values()
         )
 
-    def run_all(self, callbacks: Iterable[Callback], client: TestClient) -> None:
-        for callback in callbacks:
-            self.run(callback, client=client)
-        self.settle()
-
     def run(self, callback: Callback, **arguments: Any) -> None:
         arguments.setdefault("clients_list", TestClientsList(self.clients))
         was_busy, self._is_busy = self._is_busy, True
@@ -258,11 +262,19 @@ class _Site:
             self._is_busy = was_busy
 
     def settle(self) -> None:
-        """Run the senders of what has been published, as the server would behind the callback that did."""
-        while self._published and not self._is_busy:
-            message = self._published.popleft()
-            for sender in self.registry.senders_for(message.routing):
-                self.run(sender, routing=message.routing, message=message.body, clients_list=self._select(message))
+        """Do what the server would behind the callback that ran: closers, and senders of what has been published."""
+        while not self._is_busy:
+            # Openers are not overtaken: a client that one of them closes has come, and goes.
+            gone = next((client for client in self._leaving if client not in self.entering), None)
+            if gone is not None:
+                self._leaving.remove(gone)
+                self._remove(gone)
+            elif self._published:
+                message = self._published.popleft()
+                for sender in self.registry.senders_for(message.routing):
+                    self.run(sender, routing=message.routing, message=message.body, clients_list=self._select(message))
+            else:
+                return
 
     def _publish(self, message: Message) -> None:
         self._published.append(message)
@@ -304,7 +316,7 @@ class TestClient:
 
     def __init__(self, site: _Site, *, user: Any, path: str) -> None:
         parts = urlsplit(path)
-        self._arguments = parse_qs(parts.query)
+        self._arguments = parse_qs(parts.query, keep_blank_values=True)
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
@@ -316,6 +328,11 @@ class TestClient:
         )
         self.written: list[Any] = []
         self.close_code: int | None = None
+        self.is_open = True
+        """Whether it hears and is heard."""
+        self.is_present = True
+        """Whether it may join groups: until its closers run."""
+        self.is_turned_away = False
         self._site = site
 
     @property
@@ -337,7 +354,7 @@ class TestClient:
         self.presence_json = roll.encode_info(info)
 
     def join(self, group: str) -> None:
-        if check_group(group) not in self.groups:
+        if check_group(group) not in self.groups and self.is_present:
             self.groups |= {group}
             if self in self._site.clients:
                 self._site.joined(self, group)
@@ -352,16 +369,21 @@ class TestClient:
                 self._site.left(self, group)
 
     def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
-        if self.close_code is None:
-            self.written.append(_as_received(message))
+        if self.is_open:
+            self.written.append(_as_received(message, binary))
         return _Finished()
 
     send = write_message
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        if self.close_code is None:
+        if not isinstance(code, int | None) or not isinstance(reason, str | None):
+            raise TypeError(f"close takes a number and a text, not {code!r} and {reason!r}")
+        if code is not None and not import_string("djmease.server.protocol.is_sendable_close_code")(code):
+            raise ValueError(f"close code {code!r} may not be sent")
+        if self.is_open:
+            self.is_open = False
             self.close_code = 1000 if code is None else code
-            self._site.remove(self)
+            self._site.leave(self)
 
     def get_query_argument(self, name: str, default: Any = _REQUIRED, strip: bool = True) -> Any:
         values = self._arguments.get(name)
@@ -372,12 +394,11 @@ class TestClient:
         return default
 
 
-def _as_received(message: Any) -> Any:
-    if isinstance(message, str):
-        return str(message)
-    if isinstance(message, (bytes, bytearray, memoryview)):
-        return bytes(message)
-    return json.loads(to_json(message))
+def _as_received(message: Any, binary: bool) -> Any:
+    kind, body = encode_body(message)
+    if kind == b"b" or binary:
+        return body
+    return body.decode() if kind == b"t" else json.loads(body)
 
 
 def _nobody() -> Any:
@@ -405,6 +426,7 @@ class TestClientsList(Sequence[TestClient]):
         return TestClientsList(self._clients[index]) if isinstance(index, slice) else self._clients[index]
 
     def send(self, message: Any, binary: bool = False) -> None:
+        _as_received(message, binary)  # What cannot be encoded is an error also where nobody is to get it.
         for client in self._clients:
             client.write_message(message, binary)
 

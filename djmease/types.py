@@ -35,36 +35,53 @@ class Client(Protocol):
 
     presence: dict[str, Any]
     """What others are told of it in groups with presence (``MEASE_PRESENCE``), a kilobyte as JSON at most; an opener
-    sets it, or who else does so before ``join``."""
+    sets it, or who else does so before ``join``. To set what is no such dict raises ``TypeError`` or ``ValueError``."""
 
     @property
     def person_key(self) -> str:
         """Whom it belongs to in groups with presence: ``Person.key`` of a user's clients, else of this one alone."""
 
     def join(self, group: str) -> None:
-        """Put it into a group; in a thread, return when what is published to the group reaches it."""
+        """Put it into a group; in a thread, return when what is published to the group reaches it.
+
+        Raises ``ValueError`` for a name that is not one.
+        """
 
     async def ajoin(self, group: str) -> None:
-        """Put it into a group on the loop, and return when what is published to the group reaches it."""
+        """Put it into a group on the loop, and return when what is published to the group reaches it.
+
+        Raises ``ValueError`` for a name that is not one.
+        """
 
     def leave(self, group: str) -> None:
-        """Take it out of a group."""
+        """Take it out of a group, if it is in there. Raises ``ValueError`` for a name that is not one."""
 
     @property
     def request(self) -> Any:
         """Tornado's ``HTTPServerRequest`` of the handshake: headers, cookies, path, remote address."""
 
     def write_message(self, message: Any, binary: bool = False) -> Awaitable[None]:
-        """Send ``str`` as text, ``bytes`` as a binary frame, anything else as JSON text."""
+        """Send ``str`` as text (binary if ``binary``), ``bytes`` as a binary frame, anything else as JSON text.
+
+        Raises ``TypeError`` for what JSON cannot hold, and ``ValueError`` for NaN, for a circular structure, and for
+        text that UTF-8 cannot encode.
+        """
 
     def send(self, message: Any, binary: bool = False) -> Awaitable[None]:
         """The same as ``write_message``."""
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Close the connection behind what has been written to it (RFC 6455, section 7.4)."""
+        """Close the connection behind what has been written to it (RFC 6455, section 7.4, lists the codes).
+
+        Raises ``ValueError`` for a code that may not be sent, and ``TypeError`` for what is no number or no text.
+        """
 
     def get_query_argument(self, name: str, default: Any = ..., strip: bool = True) -> Any:
-        """Return an argument of the handshake's query string."""
+        """Return an argument of the handshake's query string, the last of its name.
+
+        Raises Tornado's ``MissingArgumentError`` (in ``djmease.test`` ``LookupError``) where there is none and no
+        default.
+        """
 
 
 @runtime_checkable
@@ -84,10 +101,13 @@ class ClientsList(Protocol):
     def __getitem__(self, index: slice) -> ClientsList: ...
 
     def send(self, message: Any, binary: bool = False) -> None:
-        """Write to all of them with one encoding."""
+        """Write to all of them with one encoding. Raises what ``Client.write_message`` does, whoever is in it."""
 
     def group(self, name: str) -> ClientsList:
-        """Return those of them that are in a group."""
+        """Return those of them that are in a group. Raises ``ValueError`` for a name that is not one."""
 
     def user(self, user: Any) -> ClientsList:
-        """Return those of them that are a user's: a user, or a primary key."""
+        """Return those of them that are a user's: a user, or a primary key.
+
+        Raises ``ValueError`` for a user that is not saved.
+        """

@@ -47,7 +47,10 @@ SERVER_LAYERS = [
     {"server.outbox", "server.listener", "server.neighbours", "server.watch"},
     {"server.client", "server.pings", "server.tasks", "server.workers"},
     {"server.clients", "server.joining"},
-    {"server.dispatch", "server.logins", "server.presence"},
+    {"server.calls", "server.logins", "server.presence"},
+    {"server.running"},
+    {"server.lanes"},
+    {"server.dispatch"},
     {"server.observer"},
     {"server.metrics"},
     {"server.http"},
@@ -162,16 +165,47 @@ def test_the_public_names_are_sorted_exist_and_hide_no_module() -> None:
         assert not _is_module(f"djmease.{name}")
 
 
-def test_the_readme_knows_every_setting_and_no_other() -> None:
+PAGES = sorted((ROOT / "docs").glob("*.rst"))
+DOCUMENTS = [ROOT / "README.rst", ROOT / "sample_site" / "README.rst", *PAGES]
+LINK = re.compile(r"<([^<>\s]+)>`__|^\.\. image:: (\S+)", re.MULTILINE)
+
+
+def links_of(path: Path) -> Iterator[str]:
+    """Yield where a page leads to, of what is in this repository."""
+    for link, image in LINK.findall(path.read_text()):
+        if "://" not in link:
+            yield link or image
+
+
+def test_the_page_of_settings_knows_every_setting_and_no_page_another() -> None:
     settings = {f"MEASE_{name}" for name in MeaseConf._meta.names}
-    documented = set(re.findall(r"\bMEASE_[A-Z_]+[A-Z]\b", (ROOT / "README.rst").read_text()))
-    assert documented == settings
+    pattern = r"\bMEASE_[A-Z_]+[A-Z]\b"
+    assert set(re.findall(pattern, (ROOT / "docs" / "settings.rst").read_text())) == settings
+    for path in DOCUMENTS:
+        assert set(re.findall(pattern, path.read_text())) <= settings, path
 
 
-def test_the_readme_knows_every_check_and_no_other() -> None:
+def test_the_page_on_running_it_knows_every_check_and_no_other() -> None:
     source = "".join(path.read_text() for _, path in modules())
     pattern = r"djmease\.[EW]\d{3}"
-    assert set(re.findall(pattern, (ROOT / "README.rst").read_text())) == set(re.findall(pattern, source))
+    page = (ROOT / "docs" / "operations.rst").read_text()
+    assert set(re.findall(pattern, page)) == set(re.findall(pattern, source))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_links_between_the_pages_lead_somewhere(path: Path) -> None:
+    for link in links_of(path):
+        target, _, section = link.partition("#")
+        page = (path.parent / target).resolve() if target else path
+        assert page.exists(), link
+        if section:
+            titles = re.findall(r"^(\S.*)\n[-=]{3,}$", page.read_text(), re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    led_to = {link.partition("#")[0] for link in links_of(ROOT / "README.rst")}
+    assert {str(path.relative_to(ROOT)) for path in [*PAGES, *(ROOT / "docs").glob("*.md")]} <= led_to
 
 
 def test_the_readmes_two_commands_are_each_on_one_line() -> None:

@@ -87,10 +87,19 @@ def test_what_the_site_sets_is_stronger_than_a_default() -> None:
     assert done.stdout == "9090 {'a': None} 127.0.0.1\n", done.stderr
 
 
-def test_the_readme_says_the_same_defaults() -> None:
-    text = (ROOT / "README.rst").read_text()
+def test_the_page_of_settings_describes_each_with_its_default_and_an_example() -> None:
+    text = (ROOT / "docs" / "settings.rst").read_text()
     heads = re.findall(r"^``(MEASE_\w+)``: [^,\n]+, ``([^`]+)``", text, re.MULTILINE)
+    assert len(heads) == len(DEFAULTS)
     assert {name: ast.literal_eval(default) for name, default in heads} == DEFAULTS
+    assert re.findall(r"^    ``(MEASE_\w+) = .+``$", text, re.MULTILINE) == [name for name, _ in heads]
+
+
+def test_the_readmes_table_says_the_same_defaults() -> None:
+    rows = re.findall(r"^``(MEASE_\w+)`` +``([^`]+)``", (ROOT / "README.rst").read_text(), re.MULTILINE)
+    assert len(rows) >= 12
+    for name, default in rows:
+        assert ast.literal_eval(default) == DEFAULTS[name], name
 
 
 def test_the_names_say_their_units() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import djmease
-from djmease.server import dispatch
+from djmease.server import dispatch, lanes
+from djmease.server.calls import CALL_SIZE
 from tests.support import DEADLINE, LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -314,7 +316,7 @@ def test_a_client_that_floods_is_read_no_faster_than_it_is_served_and_loses_noth
 def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 5 * (dispatch.CALL_SIZE + 2))
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 5 * (CALL_SIZE + 2))
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -344,7 +346,7 @@ def test_a_routing_whose_senders_are_too_slow_drops_and_says_so(
 def test_routings_whose_names_are_endless_have_a_bound_together(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_WAITING", 10 * (dispatch.CALL_SIZE + 1))
+    monkeypatch.setattr(dispatch, "MAX_WAITING", 10 * (CALL_SIZE + 1))
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -368,7 +370,7 @@ def test_routings_whose_names_are_endless_have_a_bound_together(
 def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 10)
+    monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 10)
     may_go_on = threading.Semaphore(0)
     seen: list[str] = []
 
@@ -408,7 +410,7 @@ def test_a_client_that_asks_for_too_much_by_headers_is_not_read_for_a_while(
     server = start_server()
     client = server.connect(subprotocols=["mease.v1"])
     client.send("x")
-    count = 3 * dispatch.MAX_CLIENT_LANE
+    count = 3 * lanes.MAX_CLIENT_LANE
     for number in range(count):
         client.send(f'\x1e{{"type":"join","group":"open.1","ref":{number},"more":"{"x" * 3_000}"}}')
     (handler,) = eventually(lambda: server.call(lambda: tuple(server.server._limits.clients.values())))
@@ -416,7 +418,7 @@ def test_a_client_that_asks_for_too_much_by_headers_is_not_read_for_a_while(
     eventually(lambda: not handler.ws_connection.is_reading, "a pause")
     lane = server.server._dispatch._client_lanes[handler]
     # What came with what filled the lane is in it too.
-    assert len(lane) < dispatch.MAX_CLIENT_LANE + 65_536 / 3_000 + 1
+    assert len(lane) < lanes.MAX_CLIENT_LANE + 65_536 / 3_000 + 1
     assert lane.size > len(lane) * 3_000
     may_go_on.set()
     assert client.recv(5) == '\x1e{"type":"ready"}'
@@ -428,7 +430,7 @@ def test_a_client_that_asks_for_too_much_by_headers_is_not_read_for_a_while(
 def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(dispatch, bound, 50_000)
+    monkeypatch.setattr(lanes if bound == "MAX_CLIENT_WAITING" else dispatch, bound, 50_000)
     may_go_on = threading.Event()
     seen: list[str] = []
 
@@ -453,7 +455,7 @@ def test_a_client_that_sends_too_many_bytes_is_not_read_for_a_while(
 def test_a_client_whose_receivers_never_come_to_what_it_sent_is_closed(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log_of: Log
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_CLIENT_LANE", 5)
+    monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 5)
     monkeypatch.setattr(dispatch, "MAX_PAUSE", 0.2)
     may_go_on = threading.Event()
     events: list[str] = []
@@ -523,7 +525,25 @@ def test_a_line_per_message_names_routing_id_sender_clients_and_time(
     assert client.recv(5) == "x"
     eventually(lambda: any(line.startswith(f"traced {message_id}: ") for line in log_of()))
     line = next(line for line in log_of() if line.startswith(f"traced {message_id}: "))
-    assert ".show, 1 clients, " in line and line.endswith(" ms")
+    assert ".show, 1 client, " in line and line.endswith(" ms")
+
+
+def test_a_line_for_what_a_client_does_names_it_and_what_was_called(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, settings: Any, log_of: Log
+) -> None:
+    caplog.set_level("INFO", "djmease.traffic")
+    settings.MEASE_GROUPS = {"open.*": True}
+
+    @djmease.receiver
+    def hear(clients_list: Any) -> None: ...
+
+    client = start_server().connect(subprotocols=["mease.v1"])
+    client.send("x")
+    client.send('\x1e{"type":"join","group":"open.1"}')
+    assert [client.recv(5), client.recv(5)][1] == '\x1e{"type":"joined","group":"open.1"}'
+    lines = eventually(lambda: (found := [line for line in log_of() if line.startswith("client ")])[1:] and found)
+    assert re.fullmatch(r"client \w+: .*\.hear, \d+\.\d ms", lines[0])
+    assert re.fullmatch(r"client \w+: join open\.1, \d+\.\d ms", lines[1])
 
 
 def test_a_routing_without_a_sender_is_named_in_the_traffic(

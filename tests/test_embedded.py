@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,27 @@ def test_it_lives_in_a_private_directory_without_tcp_and_ends_when_released(shor
     assert not (home / "valkey.sock").exists()
     assert not has_users(home)
     valkey.release()
+
+
+def test_who_looks_for_users_does_not_wait_until_it_has_started_or_stopped(short_directory: Path) -> None:
+    assert not has_users(short_directory)
+    with open(short_directory / "start.lock", "wb") as start:
+        fcntl.flock(start, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert has_users(short_directory)
+        assert time.monotonic() - began < 5
+    assert not has_users(short_directory)
+
+
+def test_many_who_look_for_users_do_not_take_each_other_for_some(short_directory: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(lambda _: has_users(short_directory), range(200)))
+
+
+def test_where_it_cannot_be_told_there_may_be_users(short_directory: Path) -> None:
+    (short_directory / "file").write_text("")
+    assert has_users(short_directory / "file" / "valkey")
+    assert not has_users(short_directory / "nothing" / "valkey")
 
 
 def test_two_servers_share_it_and_it_ends_with_the_last(short_directory: Path) -> None:

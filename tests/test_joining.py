@@ -514,6 +514,6 @@ def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServe
         assert not validator.is_valid(wrong)
     reasons = set(validator.schema["properties"]["reason"]["enum"])
     source = "".join(
-        (ROOT / "djmease" / name).read_text() for name in ("server/joining.py", "server/dispatch.py", "registry.py")
+        (ROOT / "djmease" / name).read_text() for name in ("server/joining.py", "server/running.py", "registry.py")
     )
     assert all(f'"{reason}"' in source for reason in reasons)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from tornado.iostream import IOStream
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import djmease
-from djmease.server.limits import Limits, is_counted
-from tests.support import DEADLINE, LiveServer, eventually
+from djmease.server.limits import Limits, counted_as
+from djmease.server.protocol import CLOSE, CONTINUATION, PONG, TEXT
+from tests.support import DEADLINE, LiveServer, eventually, masked_frame
+from tests.test_hostile import RawClient
 
 StartServer = Callable[[], LiveServer]
 Log = Callable[[], list[str]]
@@ -81,6 +86,32 @@ def test_pings_are_counted_as_messages_are(start_server: StartServer, settings: 
             client.ping()
         client.recv(DEADLINE)
     assert client.protocol.close_code == 4429
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize(
+    ("opcode", "first", "payload"),
+    [(PONG, None, b""), (CONTINUATION, CONTINUATION, b""), (CONTINUATION, CONTINUATION, b"x" * 20)],
+    ids=["pongs", "empty fragments", "small fragments"],
+)
+def test_frames_that_are_no_messages_are_counted_as_messages_are(
+    start_server: StartServer, settings: Any, opcode: int, first: int | None, payload: bytes
+) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 20
+    with RawClient(start_server()).shake_hands() as client:
+        if opcode == CONTINUATION:
+            client.socket.sendall(masked_frame(TEXT, b"", first=TEXT))
+        with suppress(ConnectionError):
+            client.socket.sendall(masked_frame(opcode, payload, first=first) * 1000)
+        assert client.frame() == (CLOSE, (4429).to_bytes(2) + b"you send too many messages")
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_long_message_in_fragments_of_a_kilobyte_is_one_message(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 20
+    client = start_server().connect()
+    client.send(["x" * 1024] * 50)
+    assert client.recv(DEADLINE) == "x" * 1024 * 50
 
 
 def test_no_limit_is_none(start_server: StartServer, settings: Any) -> None:
@@ -203,7 +234,7 @@ def limits(**options: Any) -> Limits[Somebody]:
     return Limits(**{**unlimited, "message_burst": 1, **options})
 
 
-def test_users_are_counted_each_for_itself_and_nobody_is_not_counted() -> None:
+def test_users_are_counted_each_for_itself_and_nobody_is_not_counted(log_of: Log) -> None:
     counted = limits(per_user=1)
     ada = Somebody("1", "7")
     counted.enter(ada)
@@ -217,6 +248,7 @@ def test_users_are_counted_each_for_itself_and_nobody_is_not_counted() -> None:
     counted.leave(ada)
     assert counted.refusal("192.0.2.1", "7") is None
     assert counted.of_user("7") == ()
+    assert any("a handshake from 192.0.2.1, of the user 7, is refused with 429: this user" in line for line in log_of())
 
 
 def test_addresses_are_counted_but_for_those_of_this_machine_where_a_proxy_stands() -> None:
@@ -231,10 +263,65 @@ def test_addresses_are_counted_but_for_those_of_this_machine_where_a_proxy_stand
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("192.0.2.1", True), ("2001:db8::1", True), ("127.0.0.1", False), ("::1", False), ("0.0.0.0", False), ("", False)],
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:1234:5678:9abc:def0", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("127.0.0.1", None),
+        ("::ffff:127.0.0.1", None),
+        ("::1", None),
+        ("0.0.0.0", None),
+        ("", None),
+    ],
 )
-def test_which_addresses_are_counted(address: str, expected: bool) -> None:
-    assert is_counted(address) is expected
+def test_as_what_addresses_are_counted(address: str, expected: str | None) -> None:
+    assert counted_as(address) == expected
+
+
+def test_a_network_of_one_host_counted_as_as_one() -> None:
+    counted = limits(per_address=2)
+    for number in range(2):
+        counted.enter(Somebody(str(number), address=f"2001:db8::{number}"))
+    assert counted.refusal("2001:db8::abcd", None) is not None
+    assert counted.refusal("2001:db8:0:1::", None) is None
+
+
+def test_unfinished_handshakes_of_one_address_leave_room_for_others(
+    start_server: StartServer, settings: Any, log_of: Callable[[], list[str]]
+) -> None:
+    settings.MEASE_MAX_CONNECTIONS_PER_ADDRESS = 3
+    settings.MEASE_TRUSTED_PROXIES = ["192.0.2.99"]
+    server = start_server()
+    http = server.server._http
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def come(address: str) -> socket.socket:
+            """Connect as from another address: what comes to the loopback has one."""
+            client = stack.enter_context(socket.create_connection(listening.getsockname(), timeout=DEADLINE))
+            accepted, _ = listening.accept()
+            server.call(lambda: http.handle_stream(IOStream(accepted), (address, 12345)))
+            return client
+
+        def is_closed(client: socket.socket) -> bool:
+            client.setblocking(False)
+            try:
+                return client.recv(1) == b""
+            except BlockingIOError:
+                return False
+
+        flood = [come("192.0.2.1") for _ in range(3)]
+        too_many = come("192.0.2.1")
+        eventually(lambda: is_closed(too_many), "the end of the fourth")
+        assert any("3 handshakes from 192.0.2.1 are unfinished" in line for line in log_of())
+        others = [come("192.0.2.2"), *(come("192.0.2.99") for _ in range(5))]
+        assert not any(map(is_closed, [*flood, *others]))
+        flood.pop().close()
+        eventually(lambda: not http._unfinished["192.0.2.1"] > 2, "that one is forgotten")
+        assert not is_closed(come("192.0.2.1"))
+    eventually(lambda: not +http._unfinished, "that all are")
 
 
 def test_what_has_gone_is_forgotten() -> None:

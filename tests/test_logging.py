@@ -23,6 +23,7 @@ import djmease
 from djmease import connections
 from djmease.messages import Message
 from djmease.server import dispatch
+from djmease.server.calls import CALL_SIZE
 from djmease.server.complaints import Complaints, fields_of
 from tests.support import DEADLINE, HANDSHAKE, ROOT, LiveServer, eventually, masked_frame
 from tests.test_hostile import RawClient, handshake, request
@@ -158,7 +159,7 @@ def test_a_client_that_sends_too_much(start_server: StartServer, settings: Any, 
 
 
 def test_a_message_that_is_dropped(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, record_of: Find) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 2 * (dispatch.CALL_SIZE + 1))
+    monkeypatch.setattr(dispatch, "MAX_ROUTING_WAITING", 2 * (CALL_SIZE + 1))
     may_end = threading.Event()
 
     @djmease.sender(routing="news")
@@ -293,7 +294,7 @@ LOGGING = {
     "handlers": {"mease": {"class": "logging.StreamHandler", "formatter": "mease"}},
     "loggers": {"djmease": {"handlers": ["mease"], "level": "INFO", "propagate": False}},
 }
-"""As the README has it."""
+"""As docs/operations.rst has it."""
 
 
 @pytest.fixture
@@ -368,8 +369,8 @@ def test_a_json_formatter_shows_the_fields(start_server: StartServer, settings: 
     assert unknown.keys() == {"logger", "text"}
 
 
-def test_the_readme_has_this_configuration() -> None:
-    readme = (ROOT / "README.rst").read_text()
-    block = re.search(r"^    LOGGING = (\{.*?^    \})", readme, re.MULTILINE | re.DOTALL)
+def test_the_page_on_running_it_has_this_configuration() -> None:
+    page = (ROOT / "docs" / "operations.rst").read_text()
+    block = re.search(r"^    LOGGING = (\{.*?^    \})", page, re.MULTILINE | re.DOTALL)
     assert block is not None
     assert ast.literal_eval(re.sub(r"^    ", "", block[1], flags=re.MULTILINE)) == LOGGING

@@ -6,20 +6,25 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import logout
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections as databases
+from django.db import models
+from django.db.models.signals import post_delete, post_save
 from django.test import Client as Browser
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, isolate_apps
+from django.utils.functional import SimpleLazyObject
 from redis import Redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -27,7 +32,9 @@ from websockets.sync.client import connect
 import djmease
 from djmease import authenticators
 from djmease.connections import control_channel, publisher_pool
+from djmease.publishing import control_wires
 from djmease.rereading import reread_all
+from djmease.revocation import watch_logins
 from djmease.server import dispatch, logins
 from tests.support import DEADLINE, LiveServer, eventually
 
@@ -43,6 +50,15 @@ def ada(transactional_db: None) -> User:
 @pytest.fixture
 def bob(transactional_db: None) -> User:
     return User.objects.create_user("bob", password="old")
+
+
+@pytest.fixture
+def orders() -> Iterator[list[Any]]:
+    """The orders that would be sent to servers."""
+    orders: list[Any] = []
+    control_wires.append(orders.append)
+    yield orders
+    control_wires.remove(orders.append)
 
 
 def browser_of(user: User) -> Browser:
@@ -350,6 +366,70 @@ async def _on_a_loop() -> None:
 def test_disconnect_is_not_for_an_event_loop(redis: str) -> None:
     with pytest.raises(SynchronousOnlyOperation, match="adisconnect"):
         asyncio.run(_on_a_loop())
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+def test_a_user_that_is_saved_or_deleted_through_another_model_is_read_again(
+    ada: User, orders: list[Any], is_proxy: bool
+) -> None:
+    with customers(is_proxy) as model:
+        customer = model(**({"pk": ada.pk} if is_proxy else {"number": 7000, "user_ptr": ada}))
+        customer.__dict__.update(username=ada.username, is_active=False)
+        for _ in range(2):  # The first of them may create what was no customer yet.
+            customer.save()
+        assert orders[-1] == {"order": "recheck", "users": [str(ada.pk)]}
+        orders.clear()
+        customer.delete()
+        assert {"order": "recheck", "users": [str(ada.pk)]} in orders
+    assert not User.objects.filter(pk=ada.pk).exists()
+
+
+@contextmanager
+def customers(is_proxy: bool) -> Iterator[Any]:
+    """Give a model of users that is not the user model."""
+    with isolate_apps("django.contrib.auth"):
+        if is_proxy:
+
+            class Customer(User):
+                class Meta:
+                    app_label = "auth"
+                    proxy = True
+
+        else:
+
+            class Customer(User):  # type: ignore[no-redef]
+                number = models.IntegerField(primary_key=True)
+                user_ptr = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+                class Meta:
+                    app_label = "auth"
+
+    watch_logins()
+    with ExitStack() as after:
+        for signal in (post_save, post_delete):
+            after.callback(signal.disconnect, sender=Customer, dispatch_uid="djmease.revocation")
+        if not is_proxy:
+            with databases["default"].schema_editor() as editor:
+                editor.create_model(Customer)
+            after.callback(drop, Customer)
+        yield Customer
+
+
+def drop(model: Any) -> None:
+    with databases["default"].schema_editor() as editor:
+        editor.delete_model(model)
+
+
+def test_other_models_are_deleted_in_djangos_fast_way() -> None:
+    assert not post_delete.has_listeners(Session) and not post_save.has_listeners(Session)
+
+
+@pytest.mark.django_db
+def test_adisconnect_reads_a_lazy_user_where_djangos_asynchronous_code_does(orders: list[Any]) -> None:
+    user = User.objects.create(username="ada")
+    # In this thread, which has the test's transaction.
+    async_to_sync(djmease.adisconnect)(user=SimpleLazyObject(lambda: User.objects.get(username="ada")))
+    assert orders == [{"order": "disconnect", "users": [str(user.pk)]}]
 
 
 def test_disconnect_raises_where_redis_is_away(settings: Any) -> None:

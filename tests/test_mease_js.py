@@ -75,8 +75,8 @@ def test_the_types_know_the_same_names() -> None:
 def test_the_types_know_each_reason_of_a_refusal() -> None:
     types, protocol = (FILES / "mease.d.ts").read_text(), (ROOT / "docs" / "mease-v1.rst").read_text()
     told = set(re.findall(r'"(\w+)"', re.search(r'"reason": \{\s*"enum": \[(.*?)\]', protocol, re.DOTALL)[1]))
-    # A group's page asks nothing but to join and to leave, and knows by itself where there is nobody to ask.
-    expected = told - {"unknown_type"} | {"no_subprotocol"}
+    # A group's page asks nothing but to join and to leave.
+    expected = told - {"unknown_type"}
     assert set(re.findall(r'\| "(\w+)"', re.search(r"type Reason =(.*?);", types, re.DOTALL)[1])) == expected
 
 

@@ -87,7 +87,7 @@ def test_all_that_is_registered_and_from_where() -> None:
     assert words(told()) == [
         "Routes",
         "routing sender options declared in",
-        "news djmease.senders.broadcast MEASE_ROUTES['news']",
+        "news djmease.senders.broadcast async MEASE_ROUTES['news']",
         "item.* djmease.senders.render template='item.html' MEASE_ROUTES['item.*']",
         f"item.* {WHERE}.show async template='item.html' MEASE_ROUTES['item.*']",
         "",

@@ -17,7 +17,7 @@ from django.core.management import CommandError, call_command
 from djmease.reporting import Status
 from djmease.reports import ServerReport
 from tests import reported
-from tests.support import ROOT, Project
+from tests.support import ROOT, Project, eventually
 from tests.terminal import Terminal
 
 ESCAPES = "\x1b[31m\x9b2J\u202e"
@@ -267,6 +267,7 @@ def test_watching_redraws_a_terminal_in_place(site: Project, columns: int) -> No
     reported.put(reported.server(), *(reported.server(f"{pid}", pid=pid) for pid in range(100, 140)))
     with Terminal(site, "mease_status", "--watch", columns=columns, lines=24) as terminal:
         terminal.wait_for("It is well: 41 servers", times=2)
+        eventually(lambda: terminal.out.count("\x1b[J") >= 2, "the end of the second screen")
         terminal.interrupt()
         assert terminal.wait() == 0
     assert "Traceback" not in terminal.out

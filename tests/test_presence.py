@@ -692,6 +692,16 @@ def test_on_a_loop_it_is_apresence(start_server: StartServer) -> None:
     asyncio.run(ask())
 
 
+def test_a_redis_client_that_decodes_what_it_reads(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_REDIS_OPTIONS = {"decode_responses": True}
+    by_message()
+    page = Page(start_server())
+    page.join(info={"name": "Zoë"})
+    eventually(lambda: djmease.presence_count(GROUP) == 1)
+    (person,) = djmease.presence(GROUP)
+    assert (person.key, person.connections, person.info) == (page.id, 1, {"name": "Zoë"})
+
+
 def test_an_embedded_valkey_that_does_not_run_has_nobody(settings: Any, short_directory: Any) -> None:
     settings.MEASE_REDIS_URL = "embedded://"
     settings.MEASE_EMBEDDED_DIR = str(short_directory)

@@ -557,6 +557,8 @@ class Handler:
     def on_pong(self, data: bytes) -> None:
         self.events.append((PONG, data))
 
+    def on_small_fragments(self, count: int) -> None: ...
+
     def on_ws_connection_close(self, code: int | None = None, reason: str | None = None) -> None:
         self.ends.append((code, reason))
 

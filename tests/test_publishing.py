@@ -9,12 +9,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import django.db
 import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import User
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
+from django.utils.functional import SimpleLazyObject
 from redis import Redis
 from redis.client import PubSub
 
@@ -22,6 +27,7 @@ import djmease
 from djmease import connections, embedded, publishing
 from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, decode
+from djmease.test import captured_messages
 from tests.support import DEADLINE
 
 Log = Callable[[], list[str]]
@@ -129,6 +135,28 @@ def test_a_forked_process_publishes_on_a_connection_of_its_own(ear: Ear) -> None
     os.waitpid(child, 0)
     djmease.publish("news", "parent again")
     assert [ear.hear().body for _ in range(3)] == ["parent", "child", "parent again"]  # type: ignore[union-attr]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["lazy", "several", "query set"])
+def test_apublish_reads_users_where_djangos_asynchronous_code_does(kind: str) -> None:
+    ada, grace = User.objects.create(username="ada"), User.objects.create(username="grace")
+    lazy = SimpleLazyObject(lambda: User.objects.get(username="ada"))
+    user = {"lazy": lazy, "several": [grace, lazy], "query set": User.objects.filter(username="ada")}[kind]
+
+    async def publish() -> list[Any]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await djmease.apublish("news", "x", user=user)
+        return await asyncio.to_thread(open_connections)
+
+    with captured_messages() as captured:
+        # In this thread, which has the test's transaction.
+        assert async_to_sync(publish)() == []
+    assert str(ada.pk) in (captured[0].users or ())
+
+
+def open_connections() -> list[Any]:
+    return [each for each in django.db.connections.all(initialized_only=True) if each.connection is not None]
 
 
 def test_apublish_sends_at_once_and_publish_on_a_loop_names_it(ear: Ear) -> None:
@@ -290,6 +318,19 @@ def test_unset_means_embedded_while_debug_is_on(settings: Any, short_directory: 
     finally:
         (short_directory / "valkey").chmod(0o700)
         valkey.release()
+
+
+def test_an_embedded_valkey_whose_directory_cannot_be_one_is_a_failure_of_redis(
+    settings: Any, short_directory: Path, log_of: Log
+) -> None:
+    (short_directory / "file").write_text("")
+    settings.MEASE_REDIS_URL, settings.MEASE_EMBEDDED_DIR = "embedded://", str(short_directory / "file" / "valkey")
+    with pytest.raises(djmease.PublishError, match="Not a directory"):
+        djmease.publish("news", "x")
+    djmease.publish("news", "x", fail_silently=True)
+    assert any("Not a directory" in line for line in log_of())
+    with pytest.raises(djmease.PublishError, match="Not a directory"):
+        djmease.disconnect(client_id="a")
 
 
 @pytest.mark.parametrize(

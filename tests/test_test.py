@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 
 import djmease
+from djmease.server.protocol import CLOSE, TEXT
 from djmease.test import captured_messages, connect
+from tests.support import LiveServer, eventually
+from tests.test_hostile import RawClient
 
 
 def register_chat() -> None:
@@ -112,6 +116,47 @@ def test_a_page_has_a_path_with_arguments_and_can_be_closed_by_a_callback() -> N
             page.client.get_query_argument("y")
     assert page.received == ["/ws/anone", b"\x00"]
     assert page.close_code == 4000
+
+
+@pytest.mark.parametrize("where", ["opener", "another opener", "receiver", "another receiver", "closer", None])
+def test_a_client_that_a_callback_closes_is_heard_and_counted_as_long_as_by_the_server(
+    start_server: Callable[[], LiveServer], where: str | None
+) -> None:
+    ran: list[Any] = []
+
+    def run(name: str, client: Any, clients_list: Any) -> None:
+        ran.append((name, len(clients_list), sorted(client.groups)))
+        if name == where:
+            client.close(4000, "enough")
+            client.join("late")
+            client.send("in vain")
+            ran.append("goes on")
+
+    for declare, name in [(djmease.opener, "opener"), (djmease.receiver, "receiver"), (djmease.closer, "closer")]:
+        for each in (name, f"another {name}"):
+            declare(lambda client, clients_list, *, each=each: run(each, client, clients_list))
+
+    with RawClient(start_server()).shake_hands() as raw:
+        if where not in ("opener", "another opener"):
+            raw.send(TEXT, b"first")
+            eventually(lambda: "another receiver" in [said[0] for said in ran])
+        if where not in ("closer", None):
+            assert raw.frame() == (CLOSE, (4000).to_bytes(2) + b"enough")
+            raw.send(TEXT, b"after")
+        raw.send(CLOSE, (1000).to_bytes(2))
+        assert [opcode for opcode, _ in raw.frames() if opcode != CLOSE] == []
+    eventually(lambda: "another closer" in [said[0] for said in ran])
+    by_server, ran[:] = ran[:], []
+
+    with connect() as page:
+        page.send("first")
+        if where not in ("closer", None):
+            page.send("after")
+            assert (page.close_code, page.received) == (4000, [])
+            assert ran[-1][0] == "another closer"
+    page.send("after")
+    page.close()
+    assert (ran, page.received) == (by_server, [])
 
 
 def test_a_receiver_with_a_rule_refuses_and_answers_as_the_server_does() -> None:

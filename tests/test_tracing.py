@@ -95,7 +95,7 @@ def test_it_arrives(start_server: StartServer, redis: str) -> None:
         f"Message {trace.id}, on news",
         "Settings 1 sender would run, by the settings here",
         "sender declared in",
-        "djmease.senders.broadcast MEASE_ROUTES['news']",
+        "djmease.senders.broadcast async MEASE_ROUTES['news']",
     ]
     assert text[4].startswith(f"Redis {connections.address()} handed it to 1 server on {redis}news in ")
     assert text[5].startswith(f"Server {os.getpid()} on ") and text[5].endswith("later, for 3 of 3 clients")

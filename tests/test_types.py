@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tornado.web import MissingArgumentError
 
 import djmease
 from djmease.server.client import Client as ServerClient
@@ -67,6 +69,60 @@ def test_what_a_test_hands_to_callbacks_satisfies_the_protocols() -> None:
 
     with connect() as page:
         assert page.received == [[True, True]]
+
+
+WRONG: list[tuple[Callable[[Any, Any], Any], Any]] = [
+    (lambda client, _: client.close(999), ValueError),
+    (lambda client, _: client.close("4000"), TypeError),
+    (lambda client, _: client.close(4000, b"enough"), TypeError),
+    (lambda client, _: client.join("a b"), ValueError),
+    (lambda client, _: asyncio.run(client.ajoin("a b")), ValueError),
+    (lambda client, _: client.leave("a b"), ValueError),
+    (lambda client, _: setattr(client, "presence", ["a"]), TypeError),
+    (lambda client, _: setattr(client, "presence", {"a": "x" * 2000}), ValueError),
+    (lambda client, _: client.send(object()), TypeError),
+    (lambda client, _: client.write_message({"a": float("nan")}), ValueError),
+    (lambda client, _: client.send("\ud800"), ValueError),
+    (lambda client, _: client.send(["\ud800"]), ValueError),
+    (lambda client, _: client.get_query_argument("nothing"), (MissingArgumentError, LookupError)),
+    (lambda client, _: client.get_query_argument("blank"), None),
+    (lambda _, clients_list: clients_list.send(object()), TypeError),
+    (lambda _, clients_list: clients_list[:0].send(object()), TypeError),
+    (lambda _, clients_list: clients_list.group("a b"), ValueError),
+    (lambda _, clients_list: clients_list.user(None), ValueError),
+]
+
+
+def test_a_server_and_a_test_refuse_the_same(start_server: Callable[[], LiveServer]) -> None:
+    raised: list[type[Exception] | None] = []
+
+    @djmease.receiver
+    def receive(client: Any, clients_list: Any) -> None:
+        for call, _ in WRONG:
+            try:
+                call(client, clients_list)
+            except Exception as error:
+                raised.append(type(error))
+            else:
+                raised.append(None)
+        client.send("as binary", binary=True)
+
+    def told() -> list[bool]:
+        told = [
+            error is None if got is None else error is not None and issubclass(got, error)
+            for got, (_, error) in zip(raised, WRONG, strict=True)
+        ]
+        raised.clear()
+        return told
+
+    page = start_server().connect("?blank=")
+    page.send("x")
+    assert page.recv(DEADLINE) == b"as binary"
+    assert told() == [True] * len(WRONG)
+    with connect(path="/?blank=") as test_page:
+        test_page.send("x")
+    assert test_page.received == [b"as binary"]
+    assert told() == [True] * len(WRONG)
 
 
 def test_anything_else_is_neither() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import djmease
-from djmease.registry import Binding, Callback
 from djmease.server.watch import MAX_NAMED, Queue, Watch
 from tests.support import DEADLINE, LiveServer, eventually
 
@@ -182,10 +181,8 @@ class Running:
     subject = "client 1"
     about = None
 
-    def __init__(self, path: str = "site.stuck") -> None:
-        self.callback = Callback(
-            kind="receiver", function=print, path=path, source="", is_async=False, binding=Binding()
-        )
+    def __init__(self, title: str = "site.stuck") -> None:
+        self.title = title
 
 
 def new_watch(*queue: int) -> Watch:

@@ -370,7 +370,14 @@ class Client(WebSocketHandler):
             self._outbox.write(connection, header_frame(fields))
 
     def on_ping(self, data: bytes) -> None:
-        self._may_send()  # A ping costs as much as a message, for it is answered.
+        self._may_send()  # A ping costs as much as a message, for it is answered; and of pongs there may be no end.
+
+    on_pong = on_ping
+
+    def on_small_fragments(self, count: int) -> None:
+        """Count so many fragments that are too small to be sent for their size."""
+        while count and self._may_send():
+            count -= 1
 
     def _may_send(self) -> bool:
         """Count one message more, and close who sends too many."""

@@ -1,309 +1,50 @@
-"""Runs callbacks: ``def`` in a thread, ``async def`` on the loop; order, errors and database connections.
+"""Brings what happens to the callbacks: messages to senders, and what clients do to receivers, openers and closers.
 
-The bridge between synchronous callbacks and the loop. What must stay in order waits in one ``Lane``: the messages of
-one routing, or everything of one client. Different lanes do not wait for each other.
+``lanes.py`` has the order, ``running.py`` what runs a call, ``workers.py`` and ``tasks.py`` where it runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
-import math
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from contextvars import Context, Token
-from dataclasses import dataclass
+from contextvars import Context
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
-from django.core.exceptions import PermissionDenied
 from tornado.httputil import HTTPServerRequest
 
 from djmease.identities import TURNED_AWAY, Identity, reread
 from djmease.messages import Message, told_back
 from djmease.registry import Callback, Received, Registry, Rule
 from djmease.reports import NO_SENDER
+from djmease.server.calls import CALL_SIZE, Asking, Call, Question, Sending
 from djmease.server.client import Client
 from djmease.server.clients import Clients, ClientsList
-from djmease.server.complaints import Complaints, Lazily, error_repr, fields_of, said_by
+from djmease.server.complaints import Complaints, Lazily, fields_of
 from djmease.server.identity import Authentication
 from djmease.server.joining import Joining
-from djmease.server.tallies import AUTHOR, Author, Record, Tallies, Tally
+from djmease.server.lanes import Closing, Lane, Waiting
+from djmease.server.running import Runner
+from djmease.server.tallies import Record, Tallies
 from djmease.server.tasks import Tasks
-from djmease.server.watch import Watch
 from djmease.server.workers import Step, Workers, tidy_connections
 
 logger = logging.getLogger("djmease.server")
 traffic_logger = logging.getLogger("djmease.traffic")
 
-HOP_TIME = 0.005
-"""Seconds after which a hop to a thread gives the rest of its lane back."""
-CALL_SIZE = 1000
-"""Bytes that a call which waits is counted with beside its message."""
 MAX_ROUTING_WAITING = 32 * 1024 * 1024
 """Bytes that may wait for the senders of one routing; what comes on top is dropped, and said."""
 MAX_WAITING = 128 * 1024 * 1024
 """Bytes that may wait for the senders of all routings: their names are endless."""
-MAX_CLIENT_LANE = 100
-"""Calls that may wait for one client before it is not read any more."""
-MAX_CLIENT_WAITING = 1024 * 1024
-"""Bytes that may wait for one client before it is not read any more."""
 MAX_HEARD = 64 * 1024 * 1024
 """Bytes that may wait for all clients before those for whom something waits are not read any more."""
 MAX_PAUSE = 60.0
 """Seconds that a client is not read because its receivers do not keep up, before it is closed."""
-ASYNC_HYGIENE_INTERVAL = 1.0
-"""Seconds between two looks at the database connections of asynchronous callbacks."""
-
-
 MAX_IDENTITY_AGE = 30.0
 """Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
-FAILED = "error"
-"""Why a client may not have what could not be asked: the question raised."""
 Result = TypeVar("Result")
-Select = Callable[[], ClientsList]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Whether a client may have a call after all."""
-
-    ask: Callable[[], str | None]
-    """Returns what the client does not meet, if there is anything; it may query."""
-    refuse: Callable[[str], None]
-    """Tells the client."""
-
-
-class Call:
-    """A callback with what it will be given; ``clients_list`` is taken when it runs."""
-
-    __slots__ = ("about", "arguments", "callback", "question", "select", "size", "tally")
-
-    def __init__(
-        self,
-        tally: Tally,
-        arguments: dict[str, Any],
-        about: Message | Client,
-        select: Select,
-        size: int = CALL_SIZE,
-    ) -> None:
-        self.tally = tally
-        self.callback = tally.callback
-        self.arguments = arguments
-        """By our names; of this call alone."""
-        self.about = about
-        self.select = select
-        """Returns the ``clients_list``."""
-        self.size = size
-        """Bytes that it counts with as long as it waits."""
-        self.question: Question | None = None
-        """Asked before, in a thread."""
-
-    @property
-    def needs_thread(self) -> bool:
-        return self.question is not None or not self.callback.is_async
-
-    @property
-    def is_left_out(self) -> bool:
-        """Whether an opener before it did not let the client in; its closers run all the same."""
-        return isinstance(self.about, Client) and self.about.is_turned_away and self.callback.kind != "closer"
-
-    @property
-    def subject(self) -> str:
-        """What log lines name: the routing with the message's id, or the client."""
-        about = self.about
-        return f"{about.routing} {about.id}" if isinstance(about, Message) else f"client {about.id}"
-
-
-class Sending(Call):
-    """A call of a sender, and what becomes of its message."""
-
-    __slots__ = ("error", "header", "reached", "record", "seconds", "started")
-
-    def __init__(
-        self, tally: Tally, message: Message, select: Select, *, size: int, record: Record | None, header: bytes | None
-    ) -> None:
-        super().__init__(tally, {"routing": message.routing, "message": message.body}, message, select, size)
-        self.record = record
-        """Of its message, if those are counted."""
-        self.header = header
-        """What goes before its messages where a client takes headers."""
-        self.error: BaseException | None = None
-        self.reached = 0
-        """Times that it has written to a client, as far as the loop knows."""
-        self.started = self.seconds = 0.0
-        """When it began, and how long it took."""
-
-    @property
-    def signs(self) -> bool:
-        """Whether what it writes has to be known for its own."""
-        return self.record is not None or self.header is not None
-
-    def wrote(self, count: int) -> None:
-        """Note that what it has written was handed on so many times more; on the loop only."""
-        self.reached += count
-        self.tally.delivered += count
-        if self.record is not None:
-            self.record.wrote(count)
-
-
-@dataclass(slots=True)
-class Waiting:
-    """What waits in many lanes together."""
-
-    size: int = 0
-    """Bytes."""
-
-
-class Closing:
-    """The end of a client's lane: it is done once, in this lane or in the one that takes over from it."""
-
-    __slots__ = ("_begun", "_lock", "entries", "is_abandoned", "is_for_thread", "timer")
-
-    def __init__(self, entries: tuple[Call | Step, ...]) -> None:
-        self.entries = entries
-        """What goes last, in order: out of the list, the closers, and the client is forgotten."""
-        self.is_abandoned = False
-        self.is_for_thread = False
-        """Whether what is next waits for a thread, which may be long and is nobody's fault."""
-        self.timer: asyncio.TimerHandle | None = None
-        self._begun: Call | None = None
-        self._lock = threading.Lock()
-
-    def may_begin(self, call: Call) -> bool:
-        """Claim a call in a thread; from then on it is not given to another lane."""
-        with self._lock:
-            if not self.is_abandoned:
-                self._begun = call
-                self.is_for_thread = False
-            return not self.is_abandoned
-
-    def abandon(self, waiting: deque[Call | Step]) -> tuple[list[Call | Step], list[Call]] | None:
-        """Return what is left to do of ``waiting``, and what is not done; ``None`` where a closer waits its turn."""
-        with self._lock:
-            # A copy, since the thread that hangs may return just now.
-            left = [entry for entry in list(waiting) if entry is not self._begun]
-            rest = [entry for entry in left if entry in self.entries]
-            if self.is_for_thread and len(rest) == len(left):
-                return None
-            self.is_abandoned = True
-            return rest, [entry for entry in left if isinstance(entry, Call) and entry not in self.entries]
-
-
-class Lane:
-    """What waits for one routing or one client, done in order, one thing at a time."""
-
-    __slots__ = ("_dispatch", "_entries", "_is_running", "_taken", "_waiting", "about", "closing", "pause", "size")
-
-    def __init__(self, dispatch: Dispatch, about: str | Client, waiting: Waiting) -> None:
-        self._dispatch = dispatch
-        self.about = about
-        """The routing or the client."""
-        self._entries = _NO_ENTRIES
-        self._is_running = False
-        self.size = 0
-        """Bytes that wait."""
-        self._waiting = waiting
-        self._taken = 0
-        """Bytes that a thread has taken, and that the loop has still to count as gone."""
-        self.pause: asyncio.TimerHandle | None = None
-        """While the client is not read: when it is given up."""
-        self.closing: Closing | None = None
-        """Of a client that has gone."""
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def put(self, *entries: Call | Step, size: int = 0) -> None:
-        """Add to the end what counts with so many bytes; on the loop only. A lone entry begins at once."""
-        self.size += size
-        self._waiting.size += size
-        if self._entries:
-            self._entries.extend(entries)
-        else:
-            self._entries = deque(entries)
-        if not self._is_running:
-            self._is_running = True
-            self._advance()
-
-    @property
-    def is_abandoned(self) -> bool:
-        return self.closing is not None and self.closing.is_abandoned
-
-    def take_over(self) -> tuple[list[Call | Step], list[Call]] | None:
-        """Give up what hangs, and return what ``abandon`` does; on the loop only."""
-        assert self.closing is not None
-        found = self.closing.abandon(self._entries)
-        if found is not None:
-            # The thread that hangs has the old deque in its hands, and finds there that it shall not go on.
-            self._entries = _NO_ENTRIES
-            self._release(self.size)
-        return found
-
-    def _advance(self) -> None:
-        if self.is_abandoned:
-            self._dispatch.returned()
-            return
-        if self._taken:
-            self._release(self._taken)
-            self._taken = 0
-        if self.pause is not None and len(self._entries) < MAX_CLIENT_LANE / 2 and self.size < MAX_CLIENT_WAITING / 2:
-            self._dispatch.resume(self)
-        while self._entries:
-            head = self._entries[0]
-            if not isinstance(head, Call):
-                self._entries.popleft()
-                self._dispatch.step(head)
-            elif not head.needs_thread:
-                self._entries.popleft()
-                self._release(head.size)
-                if self.closing is not None:
-                    self.closing.is_for_thread = False
-                self._dispatch.tasks.run(self._dispatch.run_async(head, self._advance))
-                return
-            else:
-                is_closer = head.callback.kind == "closer"
-                if self.closing is not None:
-                    self.closing.is_for_thread = True
-                self._dispatch.workers.run(self._hop, self._advance, is_closer=is_closer)
-                return
-        # An empty deque is more than all else that a lane is, and most lanes wait for nothing most of the time.
-        self._entries = _NO_ENTRIES
-        self._is_running = False
-        self._dispatch.emptied(self)
-
-    def _release(self, size: int) -> None:
-        self.size -= size
-        self._waiting.size -= size
-
-    def _hop(self) -> None:
-        """In a thread: run what needs one at the head of the lane, for a while."""
-        deadline = time.monotonic() + HOP_TIME
-        tidy_connections()
-        entries = self._entries
-        while entries and isinstance(head := entries[0], Call) and head.needs_thread:
-            # Read behind the head: closers come into a lane after this is set.
-            if (closing := self.closing) is not None and not closing.may_begin(head):
-                break
-            try:
-                if head.question is None or Context().run(self._dispatch.admit, head):
-                    if head.callback.is_async or self.is_abandoned:
-                        break  # It may run now, and the loop is where; or closers have run while that was asked.
-                    Context().run(self._dispatch.run, head)
-            except BaseException:
-                logger.exception("what the server does around a callback failed")
-            entries.popleft()
-            self._taken += head.size
-            if time.monotonic() >= deadline:
-                break
-        tidy_connections()
-
-
-_NO_ENTRIES: deque[Call | Step] = deque(maxlen=0)
 
 
 class Dispatch:
@@ -332,13 +73,15 @@ class Dispatch:
         self.workers = Workers(loop, clients.outbox, max_workers, slow_after=slow_callback_timeout)
         self._authentication = authentication
         self.tasks = Tasks(loop, clients.outbox)
-        self.watch = Watch(
+        self.runner = Runner(
             loop,
-            timeout=slow_callback_timeout,
+            outbox=clients.outbox,
+            tallies=tallies,
+            turn_away=self._turn_away,
+            slow_callback_timeout=slow_callback_timeout,
             queue=self.workers.queue,
-            ours=[function.__code__ for function in (Dispatch.admit, Dispatch.run, Dispatch.run_async)],
         )
-        self._running = self.watch.running
+        self.watch = self.runner.watch
         self.published = Waiting()
         """What waits for senders."""
         self.heard = Waiting()
@@ -349,7 +92,6 @@ class Dispatch:
         """Lanes of clients whose closers did not wait for what hangs in there."""
         self._patience = slow_callback_timeout
         """Seconds that closers wait for other callbacks of their client."""
-        self._tidy_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusals = Complaints(logger)
@@ -451,11 +193,11 @@ class Dispatch:
         self._pause_if_full(lane, client)
 
     def _pause_if_full(self, lane: Lane, client: Client) -> None:
-        if lane.size and lane.pause is None:
-            is_full = len(lane) >= MAX_CLIENT_LANE or lane.size >= MAX_CLIENT_WAITING or self.heard.size >= MAX_HEARD
-            if is_full and client.ws_connection is not None:
-                client.ws_connection.pause_reading()
-                lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
+        if not lane.size or lane.pause is not None or not (lane.is_full or self.heard.size >= MAX_HEARD):
+            return
+        if client.ws_connection is not None:
+            client.ws_connection.pause_reading()
+            lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
 
     def asked(self, client: Client, fields: dict[str, Any], size: int) -> None:
         """Do what a client asks for by a header of ``mease.v1`` of so many bytes, behind what it has sent before."""
@@ -463,7 +205,7 @@ class Dispatch:
         if lane is None:
             return
         size += CALL_SIZE
-        call = Call(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot, size)
+        call = Asking(self._joining.tally, {"client": client, "message": fields}, client, self._clients.snapshot, size)
         if self._joining.needs_thread(fields):
             call.question = Question(
                 functools.partial(self._join_refusal, client, fields),
@@ -643,13 +385,6 @@ class Dispatch:
         successor = self._client_lanes[client] = self._lane(client, self.heard)
         self._close(successor, client, tuple(rest))
 
-    def step(self, step: Step) -> None:
-        """Do what is no call, and let what is behind it come whatever happens."""
-        try:
-            step()
-        except Exception:
-            logger.exception("what the server does between callbacks failed")
-
     def returned(self) -> None:
         """Note that something has returned whose client's closers did not wait for it."""
         self._abandoned -= 1
@@ -690,124 +425,6 @@ class Dispatch:
             about=message,
         )
         self._tell(message, None, [], f"too much waits for the senders of {where}, and it was dropped")
-
-    # Running
-
-    def admit(self, call: Call) -> bool:
-        """Ask, in a thread, whether a call may run, and note that it may; a question that fails is a no."""
-        question = call.question
-        assert question is not None
-        if call.is_left_out:
-            return False
-        started = time.monotonic()
-        self._running[call] = (started, threading.get_ident())
-        try:
-            reason = question.ask()
-        except BaseException as error:
-            self._report(call, error)
-            reason = FAILED
-        finally:
-            self._ended(call, started)
-        if reason is not None:
-            question.refuse(reason)
-            return False
-        call.question = None
-        return True
-
-    def run(self, call: Call) -> None:
-        """Run a ``def`` callback, in a thread and in a context of its own; what it raises is logged and contained."""
-        if call.is_left_out:
-            return
-        author = self._sign(call) if isinstance(call, Sending) and call.signs else None
-        if call.callback.binding.wants_clients:
-            call.arguments["clients_list"] = call.select()
-        started = time.monotonic()
-        self._running[call] = (started, threading.get_ident())
-        try:
-            result = call.callback(call.arguments)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
-        except BaseException as error:
-            self._report(call, error)
-        if author is not None:
-            self._clients.outbox.end_run()
-        self._count(call, started)
-
-    async def run_async(self, call: Call, then: Step) -> None:
-        """Run an ``async def`` callback, and ``then`` behind it; whatever it raises is logged and contained."""
-        if call.is_left_out:
-            then()
-            return
-        author = self._sign(call) if isinstance(call, Sending) and call.signs else None
-        if call.callback.binding.wants_clients:
-            call.arguments["clients_list"] = call.select()
-        started = time.monotonic()
-        try:
-            try:
-                awaited = call.callback(call.arguments)
-                self._running[call] = (started, awaited)
-                await awaited
-            except BaseException as error:
-                self._report(call, error)
-            if author is not None:
-                AUTHOR.reset(author)  # Its task may be that of others too.
-                self._clients.outbox.end_run()
-            self._count(call, started)
-        finally:
-            then()  # Whatever happens: all that is behind it waits for this.
-        if started >= self._tidy_at:
-            # Django's asynchronous ORM keeps its connections in one thread of asgiref's, which may hang; nobody waits
-            # for it, and there is one at a time.
-            self._tidy_at = math.inf
-            await sync_to_async(tidy_connections)()
-            self._tidy_at = time.monotonic() + ASYNC_HYGIENE_INTERVAL
-
-    def _sign(self, call: Sending) -> Token[Author | None]:
-        """Let what is written in this context be known for a sender's."""
-        self._clients.outbox.end_run()  # Or it would write in the name of another call.
-        return AUTHOR.set(call)
-
-    def _count(self, call: Call, started: float) -> None:
-        """Note that a call has ended, and how long it took."""
-        seconds = time.monotonic() - started
-        self._ended(call, started)
-        if self._tallies.is_on:
-            durations = call.tally.durations
-            if call.callback.is_async:
-                durations.note(seconds)
-            else:
-                durations.add(seconds)
-        if isinstance(call, Sending):
-            call.started, call.seconds = started, seconds
-        if traffic_logger.isEnabledFor(logging.INFO):
-            clients = len(call.arguments.get("clients_list") or call.select())
-            traffic_logger.info(
-                "%s: %s, %d clients, %.1f ms",
-                call.subject,
-                call.callback.path,
-                clients,
-                seconds * 1000,
-                extra=fields_of(call.about),
-            )
-
-    def _ended(self, call: Call, started: float) -> None:
-        if self._running.pop(call, None) is None:
-            self.watch.ended(call, started)  # It was found slow.
-
-    def _report(self, call: Call, error: BaseException) -> None:
-        if isinstance(error, PermissionDenied) and call.callback.kind == "opener":
-            assert not isinstance(call.about, Message)
-            self._turn_away(call.about, call.callback.path, said_by(error))
-            return
-        call.tally.failed(error)
-        if isinstance(call, Sending):
-            call.error = error
-            if call.record is not None:
-                call.record.errors += 1
-        extra = fields_of(call.about)
-        what = error_repr(error)
-        logger.error("%s raised %s for %s", call.callback.path, what, call.subject, exc_info=error, extra=extra)
 
     @property
     def errors(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from tornado.web import Application, RequestHandler
 from djmease.server.client import Client
 from djmease.server.complaints import Complaints
 from djmease.server.health import Health, no_trouble
+from djmease.server.limits import Limits, counted_as
 from djmease.server.metrics import Metrics
+from djmease.server.proxies import Proxies
 
 logger = logging.getLogger("djmease.server")
 
@@ -51,24 +54,56 @@ def make_http_server(
         max_header_size=max_header_size,
         max_body_size=0,
         max_buffer_size=2 * max_header_size + max_message_size,
+        limits=clients["limits"],
+        proxies=clients["proxies"],
         idle_connection_timeout=handshake_timeout,
         body_timeout=handshake_timeout,
     )
 
 
 class _HTTPServer(HTTPServer):
-    """Tornado's, with a bound on the connections that are not WebSockets yet."""
+    """Tornado's, with a bound on the connections that are not WebSockets yet: in all, and of one address."""
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
+        self._limits: Limits[Client] = kwargs.pop("limits")
+        self._proxies: Proxies = kwargs.pop("proxies")
         super().initialize(*args, **kwargs)
+        self._unfinished: Counter[str] = Counter()
         self._too_many = Complaints(logger)
+        self._too_many_of_one = Complaints(logger)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
+        peer = self._counted(address)
         if len(self._connections) >= MAX_HANDSHAKES:
             self._too_many.say("%d handshakes are unfinished, and one more is refused", len(self._connections))
             stream.close()
-            return
-        super().handle_stream(stream, address)
+        elif peer is not None and self._unfinished[peer] >= self._limits.per_address:
+            self._too_many_of_one.say(
+                "%d handshakes from %s are unfinished, as many as MEASE_MAX_CONNECTIONS_PER_ADDRESS, and one more is "
+                "refused",
+                self._unfinished[peer],
+                peer,
+            )
+            stream.close()
+        else:
+            if peer is not None:
+                self._unfinished[peer] += 1
+            super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: Any) -> None:
+        super().on_close(server_conn)
+        peer = self._counted(server_conn.context.address)
+        if peer is not None:
+            self._unfinished[peer] -= 1
+            if not self._unfinished[peer]:
+                del self._unfinished[peer]
+
+    def _counted(self, address: Any) -> str | None:
+        """Return as what the other side of a connection is counted, if it is: a proxy stands for many."""
+        # That of a Unix socket is text.
+        if not isinstance(address, tuple) or self._proxies.trusts(address[0]):
+            return None
+        return counted_as(address[0])
 
 
 def _log_request(handler: RequestHandler) -> None:

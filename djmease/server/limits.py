@@ -52,7 +52,7 @@ class Limits(Generic[Client]):
     ) -> None:
         self._connections = math.inf if connections is None else connections
         self._per_user = math.inf if per_user is None else per_user
-        self._per_address = math.inf if per_address is None else per_address
+        self.per_address = math.inf if per_address is None else per_address
         self.message_cost = 0.0 if message_rate is None else 1 / message_rate
         """Seconds of a client's time that a message takes (a leaky bucket as a meter, ITU-T I.371)."""
         self.message_allowance = math.inf if message_rate is None else (message_burst + 0.5) / message_rate
@@ -77,27 +77,27 @@ class Limits(Generic[Client]):
 
     def refusal(self, address: str, user_key: str | None) -> Refusal | None:
         """Return why one more from this address, of this user if it is known yet, is too many; that is counted."""
+        counted = counted_as(address)
         if len(self.clients) >= self._connections:
-            return self._refuse("connections", 503, "this server has as many connections as MEASE_MAX_CONNECTIONS")
-        if is_counted(address) and self._addresses[address] >= self._per_address:
-            return self._refuse(
-                "address",
-                429,
-                f"{address} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS; if it is a proxy, name it in "
-                "MEASE_TRUSTED_PROXIES",
-            )
+            reason = "this server has as many connections as MEASE_MAX_CONNECTIONS"
+            return self._refuse("connections", address, 503, reason)
+        if counted is not None and self._addresses[counted] >= self.per_address:
+            reason = f"{counted} has as many connections as MEASE_MAX_CONNECTIONS_PER_ADDRESS"
+            cure = "if it is a proxy, name it in MEASE_TRUSTED_PROXIES"
+            return self._refuse("address", address, 429, f"{reason}; {cure}")
         if user_key is not None and len(self._users.get(user_key, ())) >= self._per_user:
-            return self._refuse("user", 429, "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER")
+            reason = "this user has as many connections as MEASE_MAX_CONNECTIONS_PER_USER"
+            return self._refuse("user", f"{address}, of the user {user_key},", 429, reason)
         return None
 
-    def _refuse(self, kind: str, status: int, reason: str) -> Refusal:
+    def _refuse(self, kind: str, who: str, status: int, reason: str) -> Refusal:
         self.refused[kind] += 1
-        self._complaints[kind].say("a handshake is refused with %d: %s", status, reason)
+        self._complaints[kind].say("a handshake from %s is refused with %d: %s", who, status, reason)
         return Refusal(status=status, reason=reason)
 
     def enter(self, client: Client) -> None:
         """Count a client, as who it is now."""
-        key, address = client.user_key, client.address if is_counted(client.address) else None
+        key, address = client.user_key, counted_as(client.address)
         self.clients[client.id] = client
         self._counted_as[client.id] = (key, address)
         if key is not None:
@@ -128,9 +128,17 @@ class Limits(Generic[Client]):
         )
 
 
-def is_counted(address: str) -> bool:
-    """Tell whether connections from this address are counted: where a proxy of this machine stands, they are not."""
+def counted_as(address: str) -> str | None:
+    """Return as what connections from an address are counted, or ``None`` where a proxy of this machine stands.
+
+    Of IPv6 it is the network of 64 bits: one host has all of it (RFC 6177).
+    """
     try:
-        return not ipaddress.ip_address(address).is_loopback and address != "0.0.0.0"
+        found = ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return None
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is None:
+            return None if found.is_loopback else str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+        found = found.ipv4_mapped
+    return None if found.is_loopback or found.is_unspecified else str(found)

@@ -17,10 +17,11 @@ from typing import Any
 
 from djmease.messages import Message
 from djmease.reports import MessageTrace, SenderTrace
+from djmease.server.calls import Sending
 from djmease.server.client import Client
 from djmease.server.clients import Clients
 from djmease.server.complaints import error_text
-from djmease.server.dispatch import Dispatch, Sending
+from djmease.server.dispatch import Dispatch
 from djmease.server.limits import Limits
 from djmease.server.listener import Listener
 from djmease.server.logins import Logins

@@ -181,12 +181,24 @@ class Supervisor:
     async def _watch_site(self, site: Process) -> int:
         """Print what the site prints, told apart, until it ends."""
         assert site.stdout is not None
-        while line := await site.stdout.readline():
+        while line := await _next_line(site.stdout):
             self._write(f"site | {line.decode(errors='replace')}")
         code = await site.wait()
         if not self._stopping.is_set():
             self._write(f"site | runserver has ended with exit code {code}\n")
         return code
+
+
+async def _next_line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line, however long it is; nothing at the end."""
+    line = b""
+    while True:
+        try:
+            return line + await stream.readuntil()
+        except asyncio.IncompleteReadError as error:
+            return line + error.partial
+        except asyncio.LimitOverrunError as error:
+            line += await stream.read(error.consumed)
 
 
 async def _end(process: Process) -> int:

@@ -39,6 +39,8 @@ PING: Final = 0x9
 PONG: Final = 0xA
 
 READ_SIZE = 65536
+SMALL_FRAGMENT = 1024
+"""Bytes below which a fragment counts as a message: there are no end of them in one."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that the other side has for its part of the closing handshake."""
 
@@ -101,6 +103,7 @@ class Parser:
         "_needed",
         "_opcode",
         "error",
+        "small_fragments",
         "takes_deflated",
     )
 
@@ -115,6 +118,8 @@ class Parser:
         """Whether the message whose fragments come is compressed."""
         self.takes_deflated = False
         """Whether permessage-deflate was agreed on (RFC 7692)."""
+        self.small_fragments = 0
+        """Fragments that were shorter than ``SMALL_FRAGMENT`` and completed nothing, until somebody counts them."""
         self.error: ProtocolError | None = None
         """Set once the client has broken the protocol; nothing is parsed after that."""
 
@@ -214,6 +219,7 @@ class Parser:
             is_checked = opcode == TEXT and not self._is_deflated
             self._decoder = codecs.getincrementaldecoder("utf-8")() if is_checked else None
         self._fragments += payload
+        self.small_fragments += not final and len(payload) < SMALL_FRAGMENT
         if self._decoder is not None:
             # Text is checked as it comes, so that what is broken is refused before the rest of it has been sent.
             _decode(payload, self._decoder, final)
@@ -430,6 +436,10 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             return
         for opcode, content in self._parser.feed(data):
             self._on_event(opcode, content)
+        if self._parser.small_fragments and not self.closing:
+            handler: Any = self.handler
+            handler.on_small_fragments(self._parser.small_fragments)
+            self._parser.small_fragments = 0
         error = self._parser.error
         if error is not None and not self._ended:
             self._fail(error.code, error.reason)

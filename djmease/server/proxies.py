@@ -56,6 +56,10 @@ class Proxies:
         self._trusts_host = trusts_host
         self._has_told = False
 
+    def trusts(self, peer: str) -> bool:
+        """Tell whether a peer is a proxy that is believed."""
+        return peer in self._trusted
+
     def sender(self, peer: str, scheme: str, headers: Mapping[str, str]) -> Sender:
         """Return whom a handshake comes from, given the peer of its connection and the scheme of that."""
         if peer not in self._trusted:

@@ -35,10 +35,11 @@ JOIN_TIMEOUT = 1.0
 class Call(Protocol):
     """What runs; its hash is its identity."""
 
-    callback: Callback
-
     @property
     def about(self) -> object: ...
+
+    @property
+    def title(self) -> str: ...
 
     @property
     def subject(self) -> str: ...
@@ -133,7 +134,7 @@ class Watch:
             self._named.discard(call)
             seconds = time.monotonic() - started
             extra = fields_of(call.about)
-            logger.warning("%s has ended after %.1f s for %s", call.callback.path, seconds, call.subject, extra=extra)
+            logger.warning("%s has ended after %.1f s for %s", call.title, seconds, call.subject, extra=extra)
 
     # On the loop
 
@@ -176,7 +177,7 @@ class Watch:
             return
         stack = self._stack_of_thread(self._loop_thread)
         call = next((call for call, entry in self._all() if getattr(entry[1], "cr_running", False)), None)
-        who = f" while {call.callback.path} runs for {call.subject}" if call is not None else ""
+        who = f" while {call.title} runs for {call.subject}" if call is not None else ""
         self.blocked += 1
         self._is_blocked = True
         logger.warning(
@@ -212,7 +213,7 @@ class Watch:
         self._named.add(call)
         logger.warning(
             "%s still %s after %.1f s for %s:\n%s",
-            call.callback.path,
+            call.title,
             does,
             now - started,
             call.subject,
@@ -273,6 +274,6 @@ def _written(frames: list[FrameType]) -> str:
 
 def _counted(calls: Iterable[Call]) -> str:
     """Return up to five callbacks by their paths, with how many calls each has."""
-    counts = Counter(call.callback.path for call in calls).most_common()
+    counts = Counter(call.title for call in calls).most_common()
     named = [f"{path} ({count})" for path, count in counts[:MAX_CULPRITS]]
     return ", ".join(named + (["others"] if len(counts) > MAX_CULPRITS else []))

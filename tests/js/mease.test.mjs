@@ -614,23 +614,17 @@ describe("a connection that may be dead", () => {
     assert.deepEqual(world.socket.sent, [PING]);
   });
 
-  for (const [name, protocol, options] of [
-    ["it can be switched off", "mease.v1", { heartbeat: 0 }],
-    ["a server of another kind is not asked", "", {}],
-  ]) {
-    test(name, async () => {
-      const world = new World();
-      world.protocol = protocol;
-      const { live } = await world.connected("/ws/", options);
-      assert.deepEqual(world.waits, []);
-      await world.pass(3600);
-      for (const wake of ["online", "offline"]) world.window(wake);
-      await world.pass(3600);
-      assert.deepEqual(world.socket.sent, []);
-      assert.equal(live.state, "open");
-      assert.equal(world.sockets.length, 1);
-    });
-  }
+  test("it can be switched off", async () => {
+    const world = new World();
+    const { live } = await world.connected("/ws/", { heartbeat: 0 });
+    assert.deepEqual(world.waits, []);
+    await world.pass(3600);
+    for (const wake of ["online", "offline"]) world.window(wake);
+    await world.pass(3600);
+    assert.deepEqual(world.socket.sent, []);
+    assert.equal(live.state, "open");
+    assert.equal(world.sockets.length, 1);
+  });
 });
 
 describe("the subprotocol", () => {
@@ -653,21 +647,6 @@ describe("the subprotocol", () => {
     const all = [new Uint8Array([0x1e]), new Uint8Array([0x1e]).buffer, new Blob(["\x1e"])];
     for (const data of all) live.send(data);
     assert.deepEqual(world.socket.sent, all);
-  });
-
-  test("where it is not agreed on, everything is raw in both directions", async () => {
-    const world = new World();
-    world.protocol = "mease.ticket";
-    const live = world.mease.connect({ ticket: () => "t" });
-    const events = recorded(live);
-    await settle();
-    world.socket.open();
-    const bytes = new Uint8Array([0x1e, 0x7b, 0x7d, 0x0a]).buffer;
-    for (const data of [...ODD, bytes]) world.socket.receive(data);
-    for (const text of ODD) live.send(text);
-    assert.deepEqual(world.socket.sent, ODD);
-    const received = events.filter(([name]) => name === "message").map(([, data]) => data);
-    assert.deepEqual(received, [...ODD, bytes]);
   });
 
   test("a message is what stands behind its header, for the handler and in its event", async () => {
@@ -711,7 +690,7 @@ describe("the subprotocol", () => {
     await world.pass(0.2);
     assert.deepEqual(gaps, [3.5]);
     world.socket.receive(headed({ type: "gap", seconds: 4 }));
-    world.socket.fail();
+    world.socket.end();
     await world.pass(2);
     assert.equal(gaps.length, 1);
   });
@@ -733,123 +712,26 @@ describe("the subprotocol", () => {
   });
 });
 
-describe("a server of another kind", () => {
-  test("is asked without the subprotocol, at once where that with it has failed twice", async () => {
-    const world = new World();
-    const live = world.mease.connect("wss://elsewhere.example/");
-    const events = recorded(live);
-    await settle();
-    world.socket.fail();
-    for (const again of [false, true]) {
-      await world.pass(1);
-      world.socket.fail();
-      assert.deepEqual(world.sockets.slice(-2).map(({ protocols }) => protocols), [["mease.v1"], []]);
-      world.socket.open();
-      assert.deepEqual([live.state, events.at(-1)], ["open", ["open", { again }]]);
-      live.send("\x1e");
-      world.socket.receive("\x1e{}\nx");
-      assert.equal(events.at(-1)[1], "\x1e{}\nx");
-      world.socket.end();
-    }
-    assert.deepEqual(world.sent, ["\x1e", "\x1e"]);
-    assert.equal(world.sockets.length, 5);
-    assert.deepEqual(world.warnings, []);
-  });
-
-  test("that is away is waited for as any other", async () => {
-    const world = new World();
-    const live = world.mease.connect();
-    const delays = [];
-    live.on("reconnecting", ({ delay }) => delays.push(delay));
-    for (let attempt = 0; attempt < 5; attempt++) {
-      await world.pass(delays.at(-1) ?? 0);
-      world.socket.end();
-    }
-    assert.deepEqual(delays, [0.5, 1, 2, 4, 8]);
-    assert.equal(world.sockets.length, 9);
-  });
-
-  test("has twenty seconds for both", async () => {
-    const world = new World();
-    const live = world.mease.connect();
-    await settle();
-    world.socket.fail();
-    await world.pass(0.5 + 15);
-    world.socket.fail();
-    assert.equal(world.sockets.length, 3);
-    await world.pass(4.9);
-    assert.equal(world.socket.readyState, 0);
-    await world.pass(0.2);
-    assert.equal(world.socket.readyState, 2);
-    assert.equal(live.state, "reconnecting");
-  });
-
-  test("is spoken to at once by a browser that does not mind, and its end is one as any other", async () => {
-    const world = new World();
-    world.protocol = "";
-    const live = world.mease.connect();
-    await settle();
-    world.socket.end();
-    await world.pass(1);
+test("a server that does not speak mease.v1 is none: it is tried again, and the reason is said", async () => {
+  const world = new World();
+  world.protocol = "";
+  const live = world.mease.connect();
+  const events = recorded(live);
+  const board = live.group("board");
+  live.send("waits");
+  for (let attempt = 0; attempt < 3; attempt++) {
+    await world.pass(4 * attempt);
     world.socket.open();
-    live.send("\x1e");
-    assert.deepEqual(world.sent, ["\x1e"]);
-    world.socket.end(4401);
-    assert.equal(live.state, "refused");
-    assert.equal(world.sockets.length, 2);
-  });
-
-  for (const [name, prepare] of Object.entries({
-    "it has agreed before": async (world) => {
-      await world.connected();
-      world.socket.end();
-    },
-    "there is a ticket": async (world) => world.mease.connect({ ticket: () => "t" }),
-  })) {
-    test(`is not what it is taken for where ${name}`, async () => {
-      const world = new World();
-      await prepare(world);
-      for (let attempt = 0; attempt < 5; attempt++) {
-        await world.pass(20);
-        world.socket.end();
-      }
-      assert.ok(world.sockets.length >= 5);
-      assert.ok(world.sockets.every(({ protocols }) => protocols[0] === "mease.v1"));
-    });
-  }
-
-  test("has no groups, says each of them, and may be left and come back", async () => {
-    const world = new World();
-    world.protocol = "";
-    const live = world.mease.connect();
-    const early = live.group("early");
-    const events = recordedGroup(early);
-    await settle();
-    world.socket.open();
-    const late = live.group("late");
-    const lateEvents = recordedGroup(late);
-    const left = live.group("left");
-    left.leave();
-    assert.deepEqual([early.state, late.state], ["joining", "joining"]);
-    await settle();
-    const refused = ["refused", { reason: "no_subprotocol" }];
-    assert.deepEqual([events, lateEvents], [[refused], [refused]]);
-    assert.deepEqual([early.state, late.state, left.state], ["refused", "refused", "left"]);
-    world.socket.end();
-    assert.equal(early.state, "joining");
-    await world.pass(1);
-    world.socket.fail();
-    assert.deepEqual(world.socket.protocols, []);
-    world.socket.open();
-    await settle();
-    assert.deepEqual(events, [refused, refused]);
     assert.deepEqual(world.socket.sent, []);
-    live.group("left").leave();
-    live.group("lost");
-    world.socket.end();
-    await settle();
-    assert.equal(live.group("lost").state, "joining");
-  });
+  }
+  assert.deepEqual([live.state, board.state, world.sockets.length], ["reconnecting", "joining", 3]);
+  assert.ok(events.every(([name, { reason }]) => name === "reconnecting" && /mease.v1/.test(reason)));
+  assert.match(world.warnings[0], /no connection to wss:.* the server does not speak mease.v1/);
+  world.protocol = "mease.v1";
+  await world.pass(4);
+  world.socket.open();
+  assert.equal(live.state, "open");
+  assert.deepEqual(world.sent, ["waits"]);
 });
 
 describe("groups", () => {
@@ -886,6 +768,21 @@ describe("groups", () => {
     assert.deepEqual(world.socket.sent, []);
     assert.deepEqual(events, [["joined", { again: false }], ["message", { n: 1 }], ["joined", { again: true }]]);
     assert.throws(() => { "use strict"; board.state = "joined"; }, TypeError);
+  });
+
+  test("one that is refused and nobody listens is said, with the cure where there is one", async () => {
+    const world = new World();
+    const { live } = await world.connected();
+    for (const reason of ["not_listed", "too_many"]) {
+      live.group(reason);
+      world.socket.answer("refused", { reason });
+    }
+    live.group("heard").on("refused", () => {});
+    world.socket.answer("refused", { reason: "not_listed" });
+    assert.deepEqual(world.warnings, [
+      "mease: the group not_listed is refused (not_listed): MEASE_GROUPS says who may join which groups",
+      "mease: the group too_many is refused (too_many)",
+    ]);
   });
 
   test("one that is asked for on an open connection is joined at once", async () => {

@@ -196,14 +196,8 @@ class Socket {
     if (this.readyState === 1) this.onmessage?.({ data: isFrame ? data : JSON.stringify(data) });
   }
 
-  /** It ends without the page's doing; where it never came, so does what is tried at once in its place. */
+  /** It ends without the page's doing. */
   end(code = 1006, reason = "") {
-    const hasBeenOpen = this.readyState > 0;
-    this.fail(code, reason);
-    if (!hasBeenOpen && this.world.socket !== this) this.world.socket.fail(code, reason);
-  }
-
-  fail(code = 1006, reason = "") {
     this.readyState = 3;
     this.onclose?.({ code, reason });
   }

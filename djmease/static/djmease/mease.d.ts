@@ -14,7 +14,7 @@ export type Reason =
   | "permission_required"
   | "user_passes_test"
   | "too_many"
-  | "no_subprotocol"
+  | "error"
   | (string & {});
 
 export interface Options {
@@ -29,9 +29,7 @@ export interface Options {
   /** How many messages may wait while it is not open; what comes on top is not taken. 100 where it is not said. */
   maxQueue?: number;
   /**
-   * Seconds of silence after which it asks the server for a sign of life; 0 is never. 25 where it is not said. A server
-   * that does not speak `mease.v1` is not asked: a connection to it that dies without a word is found by the browser
-   * alone, which may take minutes.
+   * Seconds of silence after which it asks the server for a sign of life; 0 is never. 25 where it is not said.
    */
   heartbeat?: number;
   /** Close codes of your own callbacks after which it does not connect again. */
@@ -80,8 +78,7 @@ export interface Live {
 
   /**
    * Runs when it opens, before what waited is sent and before any message; `again` where it has been open before. The
-   * server's openers are done then: what a page asks for here, with what comes from now on, is all there is. (A server
-   * that does not speak `mease.v1` does not say so, and it is open with the handshake.)
+   * server's openers are done then: what a page asks for here, with what comes from now on, is all there is.
    */
   on(name: "open", handler: (details: { again: boolean }) => void): () => void;
   /** Runs when an open connection ends, for whatever reason, and for `close()`. */

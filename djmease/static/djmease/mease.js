@@ -1,8 +1,8 @@
 /* The browser's side of django-mease: one WebSocket that comes back by itself, and the groups that a page joins by it.
 
    A plain script that sets the global "mease", so that a script tag is all it takes. The file mease.module.js is this
-   one with exports behind it, mease.d.ts has the types, and the README says how to use it. What goes over the wire is
-   the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
+   one with exports behind it, mease.d.ts has the types, and docs/browser.rst says how to use it. What goes over the
+   wire is the subprotocol mease.v1 (docs/mease-v1.rst): a message that begins with U+001E has a header before it. */
 (() => {
   "use strict";
 
@@ -29,6 +29,7 @@
   const MARK = "\x1e";
   const NEWLINE = "\n";
   const GROUP_NAME = /^[\w.:/@+-]{1,200}$/;
+  const NO_NAME = "is no name of a group: it has 1 to 200 of letters, digits and ._:-/@+";
   const LIVE_EVENTS = ["message", "open", "close", "reconnecting", "refused", "dropped", "gap"];
   const GROUP_EVENTS = ["message", "joined", "refused"];
   const DEFAULTS = { maxQueue: 100, heartbeat: 25, final: [] };
@@ -47,6 +48,10 @@
       const entry = { handler };        // so that one function may be there twice
       this.#handlers.set(name, handlers.add(entry));
       return () => void handlers.delete(entry);
+    }
+
+    has(name) {
+      return this.#handlers.get(name)?.size > 0;
     }
 
     emit(name, ...details) {
@@ -94,6 +99,9 @@
       this.state = state;
       this.#hasBeenIn ||= state === "joined";
       this.events.emit(state, details);
+      if (state !== "refused" || this.events.has(state)) return;
+      const cure = details.reason === "not_listed" ? ": MEASE_GROUPS says who may join which groups" : "";
+      console.warn(`mease: the group ${this.name} is refused (${details.reason})${cure}`);
     }
 
     lose() {
@@ -109,7 +117,6 @@
     #events = new Events(LIVE_EVENTS);
     #memberships = new Map();           // by the names of the groups
     #lastRef = 0;
-    #hasHeaders = false;                // whether the last connection that opened speaks mease.v1
     #queue = [];
     #early = [];                        // what came before the server was ready: nothing comes before "open"
     #socket = null;
@@ -144,7 +151,7 @@
     group(name) {
       const known = this.#memberships.get(name);
       if (known) return known.group;
-      if (typeof name !== "string" || !GROUP_NAME.test(name)) throw new TypeError(`mease: ${name} is no group's name`);
+      if (typeof name !== "string" || !GROUP_NAME.test(name)) throw new TypeError(`mease: "${name}" ${NO_NAME}`);
       const membership = new Membership(name, (it) => this.#leave(it));
       if (this.#isOver()) membership.state = "left";
       else this.#memberships.set(name, membership);
@@ -190,7 +197,7 @@
 
     // What begins as if it had a header is given one.
     #transmit(frame) {
-      this.#socket.send(this.#hasHeaders && frame[0] === MARK ? headed({}) + NEWLINE + frame : frame);
+      this.#socket.send(frame[0] === MARK ? headed({}) + NEWLINE + frame : frame);
     }
 
     #drop(data, reason) {
@@ -227,26 +234,17 @@
       socket.binaryType = "arraybuffer";
       socket.onopen = () => this.#connected();
       socket.onmessage = (event) => this.#receive(event);
-      socket.onclose = (event) => {
-        if (protocols.length === 1 && this.#mayBeForeign()) this.#dial([]);
-        else this.#lose(event.code, event.reason);
-      };
+      socket.onclose = (event) => this.#lose(event.code, event.reason);
     }
 
-    // A browser may fail a connection to a server that agrees on nothing, and does not say why. So it is tried without,
-    // but not for a first failure, which may have any cause: without there are no groups and no signs of life.
-    #mayBeForeign() {
-      return !this.#openedAt && !this.#hasHeaders && this.#failures > 0;
-    }
-
+    // It is open when the server is ready: what is published while its openers run does not come, and is to be asked for.
     #connected() {
+      // A browser fails such a connection by itself, as its standard has it.
+      if (this.#socket.protocol !== PROTOCOL) return this.#lose(BROKEN, `the server does not speak ${PROTOCOL}`);
       this.#attempt = null;
-      this.#hasHeaders = this.#socket.protocol === PROTOCOL;
       this.#openedAt = this.#heardAt = Date.now();
       this.#watch();
       for (const membership of this.#memberships.values()) this.#ask("join", membership);
-      // Else when the server is ready: what is published while its openers run does not come, and is to be asked for.
-      if (!this.#hasHeaders) this.#open();
     }
 
     #open() {
@@ -265,7 +263,7 @@
         this.#isProbing = false;
         this.#flush();
       }
-      if (this.#hasHeaders && hasHeader(event.data)) this.#receiveHeaded(event);
+      if (hasHeader(event.data)) this.#receiveHeaded(event);
       else this.#tell(parse(event.data), event);
     }
 
@@ -300,8 +298,7 @@
     #ask(type, membership) {
       const group = membership.name;
       const ref = (membership.ref = ++this.#lastRef);
-      if (this.#hasHeaders) this.#socket.send(headed({ type, group, ref }));
-      else queueMicrotask(() => membership.answer({ type: "refused", ref, reason: "no_subprotocol" }));
+      this.#socket.send(headed({ type, group, ref }));
     }
 
     #leave(membership) {
@@ -314,7 +311,7 @@
     /* ---- it may be dead without a word: a browser neither shows the server's pings nor sends any ---- */
 
     get #heartbeat() {
-      return this.#hasHeaders ? this.#options.heartbeat * SECOND : 0;
+      return this.#options.heartbeat * SECOND;
     }
 
     #watch() {
