@@ -409,6 +409,43 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
     eventually(lambda: not any(is_alive(pid) for pid in [*processes, *below]))
 
 
+def test_the_site_comes_back_too_when_what_kept_it_from_starting_is_mended(project: Project) -> None:
+    project.write(
+        "urls.py",
+        "from django.http import HttpResponse\nfrom django.urls import path\n"
+        "urlpatterns = [path('', lambda request: HttpResponse('the page'))]\n",
+    )
+    module = project.write("late.py", ECHO)
+    project.settings("ROOT_URLCONF = 'urls'\nMEASE_RECEIVERS = ['late.say']", debug=True)
+    port = free_port()
+    server = project.start("run_websocket_server", "--with-site", str(port))
+    server.port()
+    server.wait_for("site | Quit the server")
+    change(module, "this is no Python\n", server)
+    server.wait_for("waiting for a change of its code")
+
+    def site_has_failed() -> bool:
+        status = module.stat()
+        os.utime(module, (status.st_atime, status.st_mtime + 1))
+        return "System check identified 1 issue" in server.out
+
+    eventually(site_has_failed, "the end of the site")
+    change(module, ECHO, server)
+    with connect(url(server.port(times=2))):
+        pass
+
+    def page() -> bytes:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as response:
+                return bytes(response.read())
+        except OSError:
+            return b""
+
+    assert eventually(page) == b"the page"
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+
+
 def test_a_site_that_cannot_start_ends_both(project: Project) -> None:
     project.write("urls.py", "urlpatterns = []")
     project.settings("ROOT_URLCONF = 'urls'")

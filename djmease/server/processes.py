@@ -105,6 +105,9 @@ class Supervisor:
     ) -> None:
         self._server = server
         self._site = site
+        self._site_process: Process | None = None
+        self._is_site_renewed = False
+        """Whether the site has been ended to be started again."""
         self._site_environment = site_environment
         self._write = write
         self._pass_fds = pass_fds
@@ -115,15 +118,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
-        site = await self._start_site() if self._site else None
         tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._stopping.wait())]
-        if site is not None:
-            tasks.append(asyncio.create_task(self._watch_site(site)))
+        if self._site:
+            tasks.append(asyncio.create_task(self._run_site(self._site)))
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         has_been_asked = self._stopping.is_set()
         self._stopping.set()
-        if site is not None:
-            await _end(site)
+        if self._site_process is not None:
+            await _end(self._site_process)
         server_code, *_ = await asyncio.gather(*tasks)
         # A server that was asked before it could listen to signals has ended as it was asked to.
         cause = server_code if has_been_asked else max(task.result() for task in ended)
@@ -147,6 +149,7 @@ class Supervisor:
             elif code and has_run:
                 self._write("The server does not start any more: waiting for a change of its code.\n")
                 await self._wait_for_change(before)
+                await self._renew_site()
             else:
                 return code
 
@@ -168,11 +171,33 @@ class Supervisor:
                 async with asyncio.timeout(LOOK_INTERVAL):
                     await self._stopping.wait()
 
-    async def _start_site(self) -> Process:
-        assert self._site is not None
+    async def _run_site(self, command: Sequence[str]) -> int:
+        """Run the site until it ends, and again where it was ended for that."""
+        while True:
+            self._is_site_renewed = False
+            site = self._site_process = await self._start_site(command)
+            if self._stopping.is_set():
+                await _end(site)  # Whoever stopped us has not seen this one.
+            code = await self._watch_site(site)
+            if self._stopping.is_set():
+                return code
+            if not self._is_site_renewed:
+                self._write(f"site | runserver has ended with exit code {code}\n")
+                return code
+
+    async def _renew_site(self) -> None:
+        """Start the site again: what kept the server from starting did so with the site, which may not see the cure.
+
+        Django's reloader looks at what has been imported, and not for what could not be.
+        """
+        if self._site_process is not None and not self._stopping.is_set():
+            self._is_site_renewed = True
+            await _end(self._site_process)
+
+    async def _start_site(self, command: Sequence[str]) -> Process:
         environment = {name: value for name, value in os.environ.items() if name != DJANGO_AUTORELOAD_ENV}
         return await asyncio.create_subprocess_exec(
-            *self._site,
+            *command,
             env={**environment, **self._site_environment, "PYTHONUNBUFFERED": "1"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -183,10 +208,7 @@ class Supervisor:
         assert site.stdout is not None
         while line := await _next_line(site.stdout):
             self._write(f"site | {line.decode(errors='replace')}")
-        code = await site.wait()
-        if not self._stopping.is_set():
-            self._write(f"site | runserver has ended with exit code {code}\n")
-        return code
+        return await site.wait()
 
 
 async def _next_line(stream: asyncio.StreamReader) -> bytes:
