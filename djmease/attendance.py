@@ -11,7 +11,6 @@ from typing import Any
 
 from django.conf import settings
 from redis import Redis
-from redis.client import NEVER_DECODE
 
 from djmease import connections, roll
 from djmease.messages import check_group
@@ -121,8 +120,7 @@ def _ask(command: str, groups: Sequence[str]) -> list[Any]:
         pipe.time()
         pipe.zrange(f"{prefix}servers", 0, 0, withscores=True)
         for group in groups:
-            # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
-            pipe.execute_command(command, f"{prefix}persons.{group}", **{NEVER_DECODE: True})
+            pipe.execute_command(command, f"{prefix}persons.{group}")
         (seconds, microseconds), longest_silent, *found = pipe.execute()
         oldest = seconds + microseconds / 1e6 - roll.DEAD_AFTER
         dead = [server for server, seen_at in longest_silent if seen_at <= oldest]

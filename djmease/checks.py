@@ -151,7 +151,7 @@ RULES: tuple[Rule, ...] = (
     ("MEASE_REDIS_URL", _optional(_is_text), "a URL, 'embedded://', or None"),
     ("MEASE_REDIS_OPTIONS", lambda value: isinstance(value, dict), "a dict of arguments for redis-py's connections"),
     ("MEASE_KEY_PREFIX", _is_key_prefix, "a string without spaces, for example 'mysite'"),
-    ("MEASE_EMBEDDED_DIR", _optional(_is_text), "the path of a directory as a string, or None"),
+    ("MEASE_EMBEDDED_DIR", _optional(embedded.is_place), f"{embedded.PLACE}, or None"),
     ("MEASE_HOST", _is_text, "the address to listen on as a string, for example '127.0.0.1'"),
     ("MEASE_PORT", _is_integer(0, 65535), "a port, from 0 (any free one) to 65535"),
     (
@@ -250,13 +250,18 @@ def _login_faults() -> Iterator[Fault]:
 
 def _redis_faults() -> Iterator[Fault]:
     url = settings.MEASE_REDIS_URL
-    if _is_text(url) and url != embedded.EMBEDDED_URL:
+    if not isinstance(settings.MEASE_REDIS_OPTIONS, dict):
+        return  # Which is said already.
+    if url is None or _is_text(url):
         try:
-            connections.check_url(url)
+            # The embedded Valkey takes what a socket does.
+            connections.check_url("unix:///" if url in (None, embedded.EMBEDDED_URL) else url)
         except ImproperlyConfigured as error:
-            yield Fault(id="djmease.E009", message=str(error), hint=_REDIS_HINT)
+            is_url = str(error).startswith("MEASE_REDIS_URL")
+            yield Fault(id="djmease.E009", message=str(error), hint=_REDIS_HINT if is_url else _OPTIONS_HINT)
 
 
+_OPTIONS_HINT = "They are arguments of redis-py's connections, for example {'ssl_ca_certs': '/etc/ssl/redis.pem'}."
 _REDIS_HINT = "For example MEASE_REDIS_URL = 'redis://localhost:6379/0', 'unix:///run/redis.sock' or 'embedded://'."
 
 

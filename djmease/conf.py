@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from appconf import AppConf
@@ -30,7 +31,7 @@ class MeaseConf(AppConf):  # type: ignore[misc]
     # Before every channel and key; one per site and stage.
     KEY_PREFIX = "mease"
     # Where the embedded Valkey lives, if not in the user's runtime directory.
-    EMBEDDED_DIR: str | None = None
+    EMBEDDED_DIR: str | PathLike[str] | None = None
 
     # Where the server listens.
     HOST = "127.0.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -36,6 +37,10 @@ CONNECT_TIMEOUT = 0.5
 """Seconds for one attempt to connect."""
 RESPONSE_TIMEOUT = 1.0
 """Seconds for the answer to one command."""
+AS_WE_READ = {"protocol": 2, "decode_responses": False}
+"""What options and URL do not change. RESP 2 needs no HELLO, so that the oldest and the plainest servers answer."""
+MAX_CONNECTIONS = 2**31
+"""Of a process that publishes, which has one for each thread that does at once; redis-py allows 100."""
 
 COMMANDS = (
     "+publish +subscribe +psubscribe +set +hset +hmget +expire +pexpire +del +zadd +zrem +zremrangebyscore +zrange "
@@ -45,6 +50,9 @@ COMMANDS = (
 """What the user of an ACL needs: for messages, for tickets (``SET``), for reports (up to ``BLPOP``), for presence."""
 
 _pools: dict[tuple[str, str], ConnectionPool] = {}
+# A pool sees by itself that it is in another process, and then waits for its lock: for ever, if a thread had it in the
+# moment of the fork.
+os.register_at_fork(after_in_child=_pools.clear)
 
 
 def redis_url() -> str:
@@ -86,15 +94,28 @@ def _url_of_socket(home: Path) -> str:
 
 def check_url(url: str) -> None:
     """Raise ``ImproperlyConfigured`` with the reason for which redis-py does not take the URL, its password masked."""
+    options = settings.MEASE_REDIS_OPTIONS
+    reason = _refusal(url, options)
+    if reason is None:
+        return
+    if options and _refusal(url, {}) is None:
+        # Their values may be passwords.
+        raise ImproperlyConfigured(
+            f"MEASE_REDIS_OPTIONS has {', '.join(map(repr, options))}, which redis-py does not take: {reason}"
+        )
+    raise ImproperlyConfigured(f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {reason}")
+
+
+def _refusal(url: str, options: dict[str, Any]) -> str | None:
+    """Return why redis-py does not take a URL with these options, ``None`` where it does."""
     try:
         # A connection that is made is not connected; only then does redis-py look at all the options.
-        ConnectionPool.from_url(url, **settings.MEASE_REDIS_OPTIONS).make_connection()
-    except (ValueError, TypeError, AttributeError) as error:
+        ConnectionPool.from_url(url, **options).make_connection()
+        AsyncConnectionPool.from_url(url, **options).make_connection()
+    except (ValueError, TypeError, AttributeError, RedisError) as error:
         # Where a password is not escaped, its beginning may stand as the port.
-        reason = str(error).partition(" as '")[0]
-        raise ImproperlyConfigured(
-            f"MEASE_REDIS_URL is {masked(url)!r}, which redis-py does not take: {reason}"
-        ) from None
+        return str(error).partition(" as '")[0]
+    return None
 
 
 def masked(url: str) -> str:
@@ -126,9 +147,11 @@ def listener_connection() -> Connection:
 
     They would hide a gap, and the listener supervises itself.
     """
+    options = {**_options(AsyncRetry(NoBackoff(), 0)), **settings.MEASE_REDIS_OPTIONS}
+    pool = AsyncConnectionPool.from_url(connection_url(), **options)
     # A listener waits for as long as nothing is published.
-    options = {**_options(AsyncRetry(NoBackoff(), 0)), **settings.MEASE_REDIS_OPTIONS, "socket_timeout": None}
-    connection: Connection = AsyncConnectionPool.from_url(connection_url(), **options).make_connection()
+    pool.connection_kwargs.update(AS_WE_READ, socket_timeout=None)
+    connection: Connection = pool.make_connection()
     return connection
 
 
@@ -224,6 +247,11 @@ def _absent(told: str) -> str:
             f"it does not speak as a Redis ({told}): use rediss:// in MEASE_REDIS_URL if it wants TLS, or set another "
             "host and port"
         )
+    if told == "Too many connections":
+        return (
+            f"this process has as many connections to it as it may, and all are in use ({told}): raise max_connections "
+            "in MEASE_REDIS_URL or MEASE_REDIS_OPTIONS"
+        )
     if "max number of clients" in told:
         return f"it takes no more connections ({told}): raise its maxclients, or close some"
     if any(sign in told.lower() for sign in ("closed by server", "reset by peer", "connection lost", "broken pipe")):
@@ -278,26 +306,31 @@ def ticket_prefix() -> str:
 
 def _make_pool(url: str, options: dict[str, Any], home: Path | None) -> ConnectionPool:
     check_url(url)
-    ours = _options(Retry(NoBackoff(), 0))
-    if home is not None:
-        ours["redis_connect_func"] = functools.partial(_greet_embedded, home)
-    return ConnectionPool.from_url(url, **{**ours, **options})
+    ours = {
+        **_options(Retry(NoBackoff(), 0)),
+        "redis_connect_func": functools.partial(_greet, home),
+        "max_connections": MAX_CONNECTIONS,
+    }
+    pool = ConnectionPool.from_url(url, **{**ours, **options})
+    pool.connection_kwargs.update(AS_WE_READ)
+    return pool
 
 
-def _greet_embedded(home: Path, connection: Any) -> None:
-    """Begin a connection to the embedded Valkey, once it is sure that nobody but this user can have put it there."""
+def _greet(home: Path | None, connection: Any) -> None:
+    """Begin a connection; to an embedded Valkey once it is sure that nobody but this user can have put it there."""
     try:
-        check_private(home)
+        if home is not None:
+            check_private(home)
+        connection.on_connect()
     except BaseException:
+        # Redis-py does it for errors of its own alone, and the pool hands out what a time limit left half made.
         connection.disconnect()
         raise
-    connection.on_connect()
 
 
 def _options(retry: Any) -> dict[str, Any]:
-    # RESP 2 needs no HELLO, so that the oldest and the plainest servers answer; pub/sub reads the same in both.
     return {
-        "protocol": 2,
+        **AS_WE_READ,
         "retry": retry,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": RESPONSE_TIMEOUT,

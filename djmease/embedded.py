@@ -34,17 +34,38 @@ from redis.retry import Retry
 EMBEDDED_URL = "embedded://"
 RESPONSE_TIMEOUT = 2.0
 START_TIMEOUT = 10.0
+INTERRUPTED_TIMEOUT = 2.0
+"""Seconds for which a start that is interrupted waits for what it has begun."""
 STOP_TIMEOUT = 5.0
 LOOK_TIMEOUT = 0.2
 # The shortest limit of the systems we run on: sun_path has 104 bytes on macOS, one of them a NUL.
 _MAX_SOCKET_PATH = 103
+PLACE = "the absolute path of a directory, as a string or a Path"
+"""What ``MEASE_EMBEDDED_DIR`` should be, in words."""
 
 
 def directory() -> Path:
-    """Return the directory of this project's embedded Valkey: the same for each of its processes and this user."""
-    return _directory(
-        settings.MEASE_EMBEDDED_DIR, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None)
-    )
+    """Return the directory of this project's embedded Valkey: the same for each of its processes and this user.
+
+    Raises ``ImproperlyConfigured`` where ``MEASE_EMBEDDED_DIR`` names none.
+    """
+    configured = settings.MEASE_EMBEDDED_DIR
+    if configured is not None and not is_place(configured):
+        raise ImproperlyConfigured(f"MEASE_EMBEDDED_DIR is {configured!r}: it should be {PLACE}, or None.")
+    place = None if configured is None else os.fspath(configured)
+    return _directory(place, getattr(settings, "BASE_DIR", None), getattr(settings, "SETTINGS_MODULE", None))
+
+
+def is_place(value: object) -> bool:
+    """Tell whether a value of ``MEASE_EMBEDDED_DIR`` may be a directory, the same wherever a process runs."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not os.path.isabs(value) or "\0" in value:
+        return False
+    try:
+        return bool(os.fsencode(value))
+    except UnicodeEncodeError:
+        return False
 
 
 def socket_path(home: Path) -> Path:
@@ -63,7 +84,8 @@ def _directory(configured: str | None, base: str | Path | None, settings_module:
 def _place_of_settings(settings_module: str | None) -> Path:
     """Return what tells a project without a ``BASE_DIR`` from another: where its settings are, else where it runs."""
     module = sys.modules.get(settings_module or "")
-    return Path(module.__file__).parent if module and module.__file__ else Path.cwd()
+    file = getattr(module, "__file__", None)
+    return Path(file).parent if file else Path.cwd()
 
 
 def _runtime_directory() -> Path:
@@ -189,6 +211,13 @@ class EmbeddedValkey:
         self.home = home
         self.socket = socket_path(home)
         self._users: IO[bytes] | None = None
+        # A process that is forked from this one has the lock too, and would keep the next server waiting for its end.
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        if self._users is not None:
+            self._users.close()
+            self._users = None
 
     def acquire(self) -> None:
         """Hold a share in it, and start it where it does not run.
@@ -222,6 +251,16 @@ class EmbeddedValkey:
     def _start(self) -> None:
         self.socket.unlink(missing_ok=True)
         binary, log = find_binary(), self.home / "valkey.log"
+        try:
+            self._run(binary, log)
+        except (KeyboardInterrupt, SystemExit):
+            # It begins to listen yet, and only then can be found and stopped.
+            deadline = time.monotonic() + INTERRUPTED_TIMEOUT
+            while not self._answers() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise
+
+    def _run(self, binary: str, log: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         # It puts itself into a session of its own, so that it is nobody's child and no terminal's signal reaches it.
         code = subprocess.run([binary, *self._arguments(log)], stdin=subprocess.DEVNULL, check=False).returncode

@@ -30,6 +30,7 @@ from djmease.registry import (
     bind,
     declarations,
     is_async_callable,
+    is_generator,
     is_pattern,
     matches,
     options_of,
@@ -429,10 +430,17 @@ def _resolve(declaration: Declaration, faults: list[Fault]) -> Callback | None:
             )
         )
         return None
+    if is_generator(function):
+        message = f"{declaration.source}: {path} is a generator, and calling it runs nothing of it."
+        faults.append(Fault(id="djmease.E005", message=message, hint=_YIELD_HINT))
+        return None
     return _bound(declaration, function, path, faults)
 
 
 _IMPORT_HINT = "A dotted path is 'package.module.name' of something importable from where manage.py runs."
+
+
+_YIELD_HINT = "Take the yield out of it, and write to the clients where it stands."
 
 
 def _bound(declaration: Declaration, function: Callable[..., Any], path: str, faults: list[Fault]) -> Callback | None:
@@ -569,6 +577,10 @@ def _test_of(source: str, test: Any, faults: list[Fault]) -> Callable[..., Any] 
             )
         )
         return None
+    if test is not None and is_async_callable(test):
+        message = f"{source}: the option 'user_passes_test', {path_of(test)}, is an async def: each coroutine is a yes."
+        faults.append(Fault(id="djmease.E011", message=message, hint="Declare it with def; it may use the ORM."))
+        return None
     return test  # type: ignore[no-any-return]
 
 
@@ -591,6 +603,8 @@ def import_path(path: str) -> Any:
         closest = difflib.get_close_matches(name, dir(module), n=1)
         meant = f" Did you mean {module_path}.{closest[0]}?" if closest else ""
         raise ImportError(f"{path!r} does not import: module {module_path!r} has no {name!r}.{meant}") from error
+    except Exception as error:  # A module may have a __getattr__.
+        raise ImportError(f"{path!r} does not import: {module_path!r} raised {error!r} for {name!r}.") from error
 
 
 def _checked_patterns(declaration: Declaration, faults: list[Fault]) -> Iterator[str]:

@@ -444,7 +444,8 @@ def _exchange(pool: ConnectionPool, connection: Connection, channels: list[str],
                 connection.pack_commands([("PUBLISH", channel, payload) for channel in channels])
             )
         return sum([connection.read_response() for _ in channels])
-    except (RedisError, OSError):
+    except BaseException:
+        # Also what a signal raises, such as a task's time limit: the answer would be the next message's.
         connection.disconnect()
         raise
     finally:

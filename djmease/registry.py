@@ -85,15 +85,25 @@ class Rule:
     def refusal(self, user: Any, **more: Any) -> str | None:
         """Return which of them a user (``None`` where the site has none) does not meet, or ``None``; it may query.
 
-        The test is given what is ``more``.
+        The test is given what is ``more``. Raises ``TypeError`` where it only promises an answer, which would pass for
+        a yes.
         """
         if self.login_required and not (user is not None and user.is_authenticated):
             return "login_required"
         if self.permissions and not (user is not None and user.has_perms(self.permissions)):
             return "permission_required"
-        if self.test is not None and not self.test(user, **more):
+        if self.test is not None and not _answer(self.test, self.test(user, **more)):
             return "user_passes_test"
         return None
+
+
+def _answer(test: Callable[..., Any], answer: Any) -> Any:
+    """Return what a test answered. Raises ``TypeError`` for what is still to be awaited or iterated, which is true."""
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(f"{path_of(test)} returned {answer!r}, and no answer: a user_passes_test returns True or False")
+    return answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +310,11 @@ def _bind_by_position(parameters: list[inspect.Parameter], names: tuple[str, ...
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of the outermost signature, without those that a ``partial`` has already filled in."""
     bound = function.keywords if isinstance(function, functools.partial) else {}
-    signature = inspect.signature(function, follow_wrapped=False)
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:
+        # What functools.lru_cache returns says what it takes by what it is wrapped around.
+        signature = inspect.signature(function)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     if kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD] and hasattr(function, "__wrapped__"):
         # A wrapper that passes everything on takes what the function inside takes.
@@ -346,9 +360,17 @@ def is_async_callable(function: Callable[..., Any]) -> bool:
     return bool(iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)))  # noqa: B004
 
 
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Tell whether calling ``function`` runs nothing of it yet: there is a ``yield`` in it."""
+    called = (function, getattr(function, "__call__", None))  # noqa: B004
+    return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called)
+
+
 def path_of(function: Callable[..., Any]) -> str:
     """Return the dotted path by which people know a callable."""
-    named = function if hasattr(function, "__qualname__") else getattr(function, "func", type(function))
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 
@@ -412,7 +434,10 @@ def _patterns(routing: Any) -> tuple[str, ...]:
         return (EVERY_ROUTING,)
     if isinstance(routing, str):
         return (routing,)
-    return tuple(routing)
+    patterns = tuple(routing) if isinstance(routing, Iterable) else (routing,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"djmease.sender takes a routing as a string, or several in a list, not {routing!r}")
+    return patterns
 
 
 @overload

@@ -242,7 +242,7 @@ def _redis() -> Any:
 def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
     """Return the reports that can be read, and the ids of the others, each with the reason."""
     redis = _redis()
-    ids = [_text(each) for each in redis.zrange(connections.servers_key(), 0, -1)]
+    ids = [each.decode(errors="replace") for each in redis.zrange(connections.servers_key(), 0, -1)]
     with redis.pipeline(transaction=False) as pipe:
         for server_id in ids:
             pipe.hmget(f"{connections.server_prefix()}{server_id}", "report", "callbacks")
@@ -257,11 +257,6 @@ def _read_servers() -> tuple[list[ServerReport], list[tuple[str, str]]]:
         except ValueError as error:
             unread.append((server_id, str(error)))
     return found, unread
-
-
-def _text(name: str | bytes) -> str:
-    # MEASE_REDIS_OPTIONS may say that redis-py decodes what it reads.
-    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 def _read_server(server_id: str, reply: Any) -> ServerReport:

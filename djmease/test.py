@@ -320,7 +320,7 @@ class TestClient:
         self.id = new_id()
         self.storage: dict[str, Any] = {}
         self.presence_json = "{}"
-        self.groups: frozenset[str] = frozenset()
+        self._groups: frozenset[str] = frozenset()
         self.user = user if user is not None else _nobody()
         self.session: Any = None
         self.request = SimpleNamespace(
@@ -334,6 +334,10 @@ class TestClient:
         """Whether it may join groups: until its closers run."""
         self.is_turned_away = False
         self._site = site
+
+    @property
+    def groups(self) -> frozenset[str]:
+        return self._groups
 
     @property
     def user_key(self) -> str | None:
@@ -355,7 +359,7 @@ class TestClient:
 
     def join(self, group: str) -> None:
         if check_group(group) not in self.groups and self.is_present:
-            self.groups |= {group}
+            self._groups |= {group}
             if self in self._site.clients:
                 self._site.joined(self, group)
 
@@ -364,7 +368,7 @@ class TestClient:
 
     def leave(self, group: str) -> None:
         if check_group(group) in self.groups:
-            self.groups -= {group}
+            self._groups -= {group}
             if self in self._site.clients:
                 self._site.left(self, group)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,26 @@ not_callable = "text"
 
 def misspelt(client: Any, mesage: Any) -> None: ...
 def receive(client: Any, message: Any) -> None: ...
+async def ask(user: Any) -> bool: ...
+
+
+def generate(message: Any) -> Iterator[Any]:
+    yield message
+
+
+class Generates:
+    async def __call__(self, message: Any) -> AsyncIterator[Any]:
+        yield message
+
+
+generates = Generates()
+
+
+def __getattr__(name: str) -> Any:
+    """As of a module that makes things when they are asked for."""
+    if name == "lazy":
+        raise RuntimeError("it cannot be made")
+    raise AttributeError(name)
 
 
 def found(deploy: bool = False) -> list[str]:
@@ -52,6 +73,9 @@ def found(deploy: bool = False) -> list[str]:
         ("ROUTES", {"news": {"SENDERS": BROADCAST, 1: 1}}, ["djmease.E003", "unknown option 1"]),
         ("ROUTES", {"news": []}, ["djmease.E004", "MEASE_ROUTES['news'] has no sender"]),
         ("ROUTES", {"news": "tests.test_checks.not_callable"}, ["djmease.E005", "'text', which cannot be called"]),
+        ("ROUTES", {"news": "tests.test_checks.lazy"}, ["djmease.E002", "'lazy'", "RuntimeError('it cannot be made')"]),
+        ("ROUTES", {"news": "tests.test_checks.generate"}, ["djmease.E005", "is a generator", "Take the yield out"]),
+        ("ROUTES", {"news": "tests.test_checks.generates"}, ["djmease.E005", "MEASE_ROUTES['news']", "is a generator"]),
         ("ROUTES", {"news": "tests.test_checks.misspelt"}, ["djmease.E006", "misspelt cannot be called", "exactly 3"]),
         ("ROUTES", {"the news": BROADCAST}, ["djmease.E007", "the routing 'the news' can match nothing", "1 to 200"]),
         ("ROUTES", {"a b*": None}, ["djmease.E007", "the pattern 'a b*' can match nothing"]),
@@ -61,6 +85,12 @@ def found(deploy: bool = False) -> list[str]:
         ("RECEIVERS", [None], ["djmease.E001", "MEASE_RECEIVERS[0] is None"]),
         ("RECEIVERS", [{"TYPE": "x"}], ["djmease.E003", "MEASE_RECEIVERS[0] has no 'RECEIVER'"]),
         ("RECEIVERS", ["tests.test_checks.misspelt"], ["djmease.E006", "did you mean 'message'?"]),
+        (
+            "RECEIVERS",
+            [{"RECEIVER": "tests.test_checks.receive", "USER_PASSES_TEST": "tests.test_checks.ask"}],
+            ["djmease.E011", "MEASE_RECEIVERS[0]", "tests.test_checks.ask, is an async def", "Declare it with def"],
+        ),
+        ("GROUPS", {"a": {"USER_PASSES_TEST": ask}}, ["djmease.E011", "MEASE_GROUPS['a']", "is an async def"]),
         ("OPENERS", ["tests.test_checks.receive"], ["djmease.E006", "MEASE_OPENERS[0]", "'message'"]),
         ("CLOSERS", {"a": 1}, ["djmease.E001", "MEASE_CLOSERS"]),
         ("PORT", "8001", ["djmease.E008", "MEASE_PORT is '8001'", "65535"]),
@@ -88,10 +118,19 @@ def found(deploy: bool = False) -> list[str]:
         ("REDIS_OPTIONS", [], ["djmease.E008", "MEASE_REDIS_OPTIONS is []"]),
         ("REDIS_URL", 7, ["djmease.E008", "MEASE_REDIS_URL is 7"]),
         ("EMBEDDED_DIR", 7, ["djmease.E008", "MEASE_EMBEDDED_DIR is 7"]),
+        ("EMBEDDED_DIR", "valkey", ["djmease.E008", "MEASE_EMBEDDED_DIR is 'valkey'", "absolute path"]),
+        ("EMBEDDED_DIR", "/a\0b", ["djmease.E008", "MEASE_EMBEDDED_DIR is '/a\\x00b'"]),
+        ("EMBEDDED_DIR", "/\ud800", ["djmease.E008", "MEASE_EMBEDDED_DIR is '/\\ud800'"]),
         ("ALLOWED_ORIGINS", "https://a", ["djmease.E008", "MEASE_ALLOWED_ORIGINS is 'https://a'", "a list"]),
         ("ALLOWED_ORIGINS", ["a.example"], ["djmease.E008", "MEASE_ALLOWED_ORIGINS[0] is 'a.example'", "a scheme"]),
         ("ALLOWED_ORIGINS", [7], ["djmease.E008", "MEASE_ALLOWED_ORIGINS[0] is 7"]),
         ("ALLOWED_ORIGINS", ["https://[x"], ["djmease.E008", "'https://[x'"]),
+        (
+            "REDIS_OPTIONS",
+            {"sockt_timeout": "s3cr3t"},
+            ["djmease.E009", "MEASE_REDIS_OPTIONS has 'sockt_timeout'", "arguments of redis-py"],
+        ),
+        ("REDIS_OPTIONS", {1: 2}, ["djmease.E009", "MEASE_REDIS_OPTIONS has 1", "keywords must be strings"]),
         ("REDIS_URL", "http://x:secret@y", ["djmease.E009", "'http://x:***@y'", "redis://localhost:6379/0"]),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import djmease
+from djmease.test import connect
 from tests.support import LiveServer, eventually
 
 StartServer = Callable[[], LiveServer]
@@ -75,3 +76,21 @@ def test_an_async_callback_writes_to_all_as_well(start_server: StartServer) -> N
     clients = [server.connect() for _ in range(3)]
     clients[0].send(b"\x00\x01")
     assert [client.recv(5) for client in clients] == [b"\x00\x01"] * 3
+
+
+def assign(client: Any) -> None:
+    """Do what looks like a join, and would leave nobody in the group hearing of it."""
+    try:
+        client.groups |= {"room"}
+    except AttributeError:
+        client.send(sorted(client.groups))
+
+
+def test_groups_are_changed_by_join_and_leave_alone(start_server: Callable[[], LiveServer]) -> None:
+    djmease.receiver(assign)
+    page = start_server().connect()
+    page.send("x")
+    assert page.recv(5) == "[]"
+    with connect() as client:
+        client.send("x")
+        assert client.received == [[]]

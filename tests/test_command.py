@@ -101,7 +101,7 @@ def test_a_server_without_callbacks_says_so_and_masks_the_password(project: Proj
     assert "none: MEASE_ROUTES is empty, and no mease_registry has a sender" in server.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_signal_ends_it_cleanly(project: Project, number: signal.Signals, debug: bool) -> None:
     project.registry(ECHO)
@@ -131,6 +131,20 @@ def test_it_publishes_from_the_shell_of_another_process(project: Project) -> Non
     server.wait_for(f"echo {message_id}: app.mease_registry.show, 1 client, ")
 
 
+def test_a_server_of_nohup_outlives_its_terminal(project: Project) -> None:
+    project.registry(ECHO)
+    server = Process(
+        ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable, "manage.py", "run_websocket_server"],
+        project.home,
+        {},
+    )
+    project.processes.append(server)
+    with connect(url(server.port())) as client:
+        server.send_signal(signal.SIGHUP)
+        client.send("hi")
+        assert client.recv(5) == "hi"
+
+
 @pytest.mark.parametrize("address", ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"])
 def test_forms_of_an_address(project: Project, address: str) -> None:
     if "::" in address and not socket.has_ipv6:
@@ -153,21 +167,15 @@ def test_a_port_in_use_is_one_sentence(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"), [("192.0.2.1:0", "Cannot assign requested address"), ("nowhere.invalid:0", "")]
+    ("host", "told"), [("no.such.invalid", ""), ("192.0.2.1", "Cannot assign requested address"), ("\udc80", "idna")]
 )
-def test_an_address_of_another_machine_is_not_taken_for_one_in_use(project: Project, address: str, reason: str) -> None:
-    error = failure(project.start("run_websocket_server", address))
-    assert reason in error
+def test_an_address_of_no_machine_or_of_another_is_one_sentence(project: Project, host: str, told: str) -> None:
+    project.settings(f"MEASE_HOST = {host!r}")
+    error = failure(project.start("run_websocket_server"))
+    assert "The server cannot listen on" in error and told in error
+    assert "Unknown error" not in error
     assert "set MEASE_HOST, or what is named instead, to an address of this machine" in error
-    assert "stop what listens there" not in error and "Unknown error" not in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(["--unix", ""], "--unix names no path"), (["--fd", "-1"], "--fd -1 is not an open socket")],
-)
-def test_what_names_no_socket_is_one_sentence(project: Project, arguments: list[str], told: str) -> None:
-    assert told in failure(project.start("run_websocket_server", *arguments))
+    assert "stop what listens there" not in error
 
 
 def test_the_banner_says_where_pages_would_not_find_the_server(project: Project) -> None:
@@ -207,6 +215,57 @@ def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(pro
     assert "cannot listen on" in failure(missing)
 
 
+def quiet(project: Project, output: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start ``manage.py`` where what it says comes to nobody: its output is closed, a full disk, or not read."""
+    left, right = os.pipe()
+    os.close(left)
+    command = ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "manage.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "site_settings"}
+    try:
+        return subprocess.Popen(command, cwd=project.home, env=environment, stdout=right, stderr=subprocess.PIPE)
+    finally:
+        os.close(right)
+
+
+@pytest.mark.parametrize("output", [">&-", ">/dev/full", ""])
+def test_a_server_serves_where_nobody_reads_what_it_says(project: Project, output: str) -> None:
+    path = project.runtime.parent / "mease.sock"
+    project.registry(ECHO)
+    process = quiet(project, output, "run_websocket_server", "--unix", str(path))
+    try:
+        eventually(path.exists, "the socket")
+        with unix_connect(str(path), "ws://127.0.0.1/") as client:
+            client.send("hi")
+            assert client.recv(5) == "hi"
+    finally:
+        process.terminate()
+        error = process.communicate(timeout=DEADLINE)[1].decode()
+    assert "Traceback" not in error
+    assert ("cannot be written: [Errno 28] No space left" in error) is (output == ">/dev/full")
+
+
+@pytest.mark.parametrize("output", [">&-", ""])
+def test_a_command_whose_output_nobody_reads_says_nothing_of_it(project: Project, output: str) -> None:
+    process = quiet(project, output, "mease_routes")
+    assert process.communicate(timeout=DEADLINE)[1] == b""
+    assert process.returncode == (0 if output else 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--unix", ""], "--unix names no path"),
+        (["--fd", "-1"], "--fd -1 is not an open socket"),
+        (["--certificate", ""], " cannot be read"),
+        (["--key", ""], "--key goes with --certificate"),
+    ],
+)
+def test_an_empty_variable_of_the_shell_is_not_what_was_meant(
+    project: Project, arguments: list[str], told: str
+) -> None:
+    assert told in failure(project.start("run_websocket_server", *arguments))
+
+
 def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         os.set_inheritable(listening.fileno(), True)
@@ -238,6 +297,8 @@ def test_a_socket_that_is_open_already_is_taken_over(project: Project) -> None:
         ("MEASE_PORT = 'x'", ["MEASE_PORT is 'x'", "E008"]),
         ("MEASE_REDIS_URL = None", ["MEASE_REDIS_URL is not set", "embedded://"]),
         ("MEASE_EMBEDDED_DIR = '/proc/nowhere'", ["MEASE_EMBEDDED_DIR"]),
+        ("MEASE_EMBEDDED_DIR = ['/tmp']", ["MEASE_EMBEDDED_DIR is ['/tmp']", "absolute path"]),
+        ("MEASE_EMBEDDED_DIR = 'valkey'", ["MEASE_EMBEDDED_DIR is 'valkey'", "absolute path"]),
     ],
 )
 def test_a_bad_setting_is_one_sentence(project: Project, settings: str, words: list[str]) -> None:

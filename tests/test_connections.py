@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from redis.credentials import CredentialProvider
 
+import djmease
 from djmease import connections, embedded
 from djmease.embedded import EmbeddedValkey
 from tests.support import ROOT, eventually
@@ -125,6 +127,9 @@ def test_what_redis_py_takes_has_no_fault(url: str) -> None:
         (f"redis://:{SECRET}@h:99999", "out of range"),
         (f"redis://:{SECRET}@h?db=one", "Invalid value for 'db'"),
         ("localhost:6379", "one of the following schemes"),
+        (f"rediss://:{SECRET}@h?ssl_cert_reqs=perhaps", "Invalid SSL Certificate Requirements Flag"),
+        (f"redis://:{SECRET}@h?protocol=9", "protocol must be either 2 or 3"),
+        (f"redis://:{SECRET}@h?retry=1", "has no attribute"),
     ],
 )
 def test_what_redis_py_does_not_take_is_said_with_the_reason_and_no_password(url: str, reason: str) -> None:
@@ -145,9 +150,12 @@ def test_an_unknown_argument_in_the_url_or_the_options_is_found_before_it_hurts(
     """redis-py looks at them only when it makes the first connection."""
     with pytest.raises(ImproperlyConfigured, match="sockt_timeout"):
         connections.check_url("redis://h?sockt_timeout=1")
-    settings.MEASE_REDIS_OPTIONS = {"sockt_timeout": 1}
-    with pytest.raises(ImproperlyConfigured, match="sockt_timeout"):
+    settings.MEASE_REDIS_OPTIONS = {"sockt_timeout": SECRET}
+    with pytest.raises(ImproperlyConfigured, match="MEASE_REDIS_OPTIONS has 'sockt_timeout'") as caught:
         connections.check_url("redis://h")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ImproperlyConfigured, match="MEASE_REDIS_URL is 'http://h'"):
+        connections.check_url("http://h")
 
 
 # The pool of publishers
@@ -211,6 +219,46 @@ def test_a_publisher_of_the_embedded_valkey_looks_at_the_directory_before_it_spe
             assert peer.recv(100) == b"", "closed, and nothing was said"
 
 
+class Forgetful(CredentialProvider):
+    """Is interrupted the first time, as by the time limit of a task."""
+
+    asked = 0
+
+    def get_credentials(self) -> tuple[str, str]:
+        self.asked += 1
+        if self.asked == 1:
+            raise KeyboardInterrupt
+        return ("default", "any")
+
+
+def test_a_connection_that_was_interrupted_half_made_is_made_anew(redis: str, settings: Any) -> None:
+    provider = Forgetful()
+    settings.MEASE_REDIS_OPTIONS = {"credential_provider": provider}
+    pool = connections.publisher_pool()
+    with pytest.raises(KeyboardInterrupt):
+        pool.get_connection()
+    connection = pool.get_connection()
+    assert provider.asked == 2, "it has said who it is"
+    pool.release(connection)
+    pool.disconnect()
+
+
+def test_each_of_many_threads_has_a_connection_unless_the_site_says_how_many(redis: str, settings: Any) -> None:
+    settings.MEASE_ROUTES = {"news": "djmease.senders.broadcast"}
+    pool = connections.publisher_pool()
+    for connection in [pool.get_connection() for _ in range(101)]:
+        pool.release(connection)
+    pool.disconnect()
+    settings.MEASE_REDIS_OPTIONS = {"max_connections": 1}
+    pool = connections.publisher_pool()
+    connection = pool.get_connection()
+    with pytest.raises(djmease.PublishError, match=r"all are in use .*: raise max_connections"):
+        djmease.publish("news", "x")
+    pool.release(connection)
+    djmease.publish("news", "x")
+    pool.disconnect()
+
+
 # The listener's connection
 
 
@@ -231,6 +279,17 @@ def test_the_listeners_connection_speaks_to_redis_without_retries_and_waits_as_l
             await connection.disconnect()
 
     assert asyncio.run(ask()) == b"listener"
+
+
+@pytest.mark.parametrize("url", ["", "?protocol=3&decode_responses=True&socket_timeout=1"])
+@pytest.mark.parametrize("options", [{}, {"protocol": 3, "decode_responses": True}])
+def test_how_we_read_is_not_the_sites_to_say(redis: str, settings: Any, url: str, options: dict[str, Any]) -> None:
+    settings.MEASE_REDIS_URL += url
+    settings.MEASE_REDIS_OPTIONS = options
+    for connection in (connections.listener_connection(), connections.publisher_pool().make_connection()):
+        assert connection.protocol == 2
+        assert not connection.encoder.decode_responses
+    assert connections.listener_connection().socket_timeout is None
 
 
 def test_each_listener_has_a_connection_of_its_own(redis: str) -> None:
@@ -261,20 +320,35 @@ def test_the_listener_of_the_embedded_valkey_goes_to_its_socket(settings: Any, s
 
 
 FORK = """
-import os, sys, django
+import os, signal, sys, threading, django
 from django.conf import settings
 settings.configure(INSTALLED_APPS=["djmease"], MEASE_REDIS_URL=sys.argv[1],
     MEASE_ROUTES={"news": "djmease.senders.broadcast"})
 django.setup()
 import djmease
+from djmease import connections
 djmease.publish("news", "parent")
 children = []
 for index in range(3):
+    lock = connections.publisher_pool()._lock
+    taken, given_back = threading.Event(), threading.Event()
+
+    def publish():  # As far as it takes the lock, and that thread is not in the child.
+        with lock:
+            taken.set()
+            given_back.wait()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    taken.wait()
     child = os.fork()
     if child == 0:
+        signal.alarm(10)
         djmease.publish("news", f"child {index}")
         os._exit(0)
     children.append(child)
+    given_back.set()
+    thread.join()
 djmease.publish("news", "parent again")
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """

@@ -143,6 +143,14 @@ def test_a_def_that_returns_a_coroutine_is_an_error_that_says_so(start_server: S
     eventually(lambda: any("declare it with async def" in line for line in log_of()))
 
 
+def test_what_a_callback_returns_and_never_runs_is_an_error_that_says_so(
+    start_server: StartServer, log_of: Log
+) -> None:
+    djmease.receiver(lambda clients_list: (client.send("x") for client in clients_list))
+    start_server().connect().send("x")
+    eventually(lambda: any("of which nothing has run: loop, and yield nothing" in line for line in log_of()))
+
+
 @pytest.mark.parametrize("raises", [ValueError("no"), SystemExit(1), KeyboardInterrupt()])
 def test_whatever_a_callback_raises_is_contained(start_server: StartServer, log_of: Log, raises: BaseException) -> None:
     @djmease.receiver

@@ -141,6 +141,28 @@ def test_what_a_killed_server_left_running_is_taken_over_and_ended(short_directo
     eventually(lambda: not is_alive(pid))
 
 
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from djmease.embedded import EmbeddedValkey
+signal.alarm(10)
+valkey = EmbeddedValkey(Path(sys.argv[1]))
+valkey.acquire()
+child = os.fork()
+if child == 0:
+    signal.pause()
+valkey.release()
+valkey.acquire()
+valkey.release()
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_process_that_was_forked_has_no_share_and_lets_the_next_server_start(short_directory: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(short_directory)], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
 def test_a_stale_socket_is_replaced(short_directory: Path) -> None:
     valkey = EmbeddedValkey(short_directory)
     valkey.acquire()
@@ -161,6 +183,25 @@ def test_one_that_does_not_answer_is_killed_in_the_end(short_directory: Path, mo
     os.kill(pid, signal.SIGSTOP)
     valkey.release()
     eventually(lambda: not is_alive(pid))
+
+
+def test_one_whose_start_is_interrupted_is_stopped_all_the_same(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = short_directory / "slow-server"
+    slow.write_text(f'#!/bin/sh\n(sleep 0.5; exec {embedded.find_binary()} "$@") &\n')
+    slow.chmod(0o700)
+    monkeypatch.setattr(embedded, "find_binary", lambda: str(slow))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    valkey = EmbeddedValkey(short_directory)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            valkey.acquire()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        valkey.release()
+    assert "ready to exit" in (short_directory / "valkey.log").read_text()
 
 
 @pytest.mark.parametrize("turn", range(5))
@@ -222,8 +263,9 @@ def test_a_project_has_a_directory_of_its_own(settings: Any, tmp_path: Path) -> 
     settings.BASE_DIR = str(tmp_path)
     assert embedded.directory() == one
     assert len({without, one, two}) == 3
-    settings.MEASE_EMBEDDED_DIR = str(tmp_path / "here")
-    assert embedded.directory() == tmp_path / "here"
+    for place in (str(tmp_path / "here"), tmp_path / "here"):
+        settings.MEASE_EMBEDDED_DIR = place
+        assert embedded.directory() == tmp_path / "here"
 
 
 def test_the_binary_is_the_wheels_else_one_on_the_path_else_an_error_with_both_cures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -170,10 +170,37 @@ def test_a_type_that_no_receiver_takes_is_counted_and_named_with_the_closest(
     assert server.server._dispatch.unheard == 1
 
 
-def test_a_test_of_a_user_that_raises_is_a_no(start_server: StartServer, log_of: Log) -> None:
+async def promise(user: Any) -> bool:
+    return True
+
+
+def generate(user: Any) -> Iterator[bool]:
+    yield True
+
+
+async def generate_async(user: Any) -> AsyncIterator[bool]:
+    yield True
+
+
+def divide(user: Any) -> bool:
+    return bool(1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        (divide, "ZeroDivisionError"),
+        (lambda user: promise(user), "returned <coroutine"),
+        (generate, "returned <generator"),
+        (generate_async, "returned <async_generator"),
+    ],
+)
+def test_a_test_of_a_user_that_raises_or_gives_no_answer_is_a_no(
+    start_server: StartServer, log_of: Log, test: Callable[[Any], Any], told: str
+) -> None:
     ran: list[str] = []
 
-    @djmease.receiver(user_passes_test=lambda user: 1 / 0)
+    @djmease.receiver(user_passes_test=test)
     def never() -> None:
         ran.append("never")
 
@@ -185,7 +212,7 @@ def test_a_test_of_a_user_that_raises_is_a_no(start_server: StartServer, log_of:
     page.send("x")
     assert page.recv(5) == "always"
     assert ran == []
-    assert any("ZeroDivisionError" in line for line in log_of())
+    assert any(told in line for line in log_of())
 
 
 @pytest.mark.parametrize("apps", [["djmease"], ["djmease", "django.contrib.auth", "django.contrib.contenttypes"]])

@@ -144,6 +144,19 @@ def test_input_that_is_no_text(redis: str, monkeypatch: pytest.MonkeyPatch) -> N
         run("news", "-")
 
 
+@pytest.mark.parametrize("arguments", [["news"], ["news", "-"]])
+def test_input_that_is_closed(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CommandError, match="There is no MESSAGE, and the standard input is closed"):
+        run(*arguments)
+
+
+def test_arguments_that_the_locale_has_not_understood_are_utf_8(redis: str) -> None:
+    assert published("news", "\udcc3\udcbc").body == "ü"
+    with pytest.raises(CommandError, match=r"The message is not text in UTF-8 \(invalid start byte\)"):
+        run("news", "\udcff")
+
+
 def test_it_tells_how_many_servers_heard_it(start_server: StartServer) -> None:
     clients = [start_server().connect(), start_server().connect()]
     text = run("news", "hello")

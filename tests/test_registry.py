@@ -56,6 +56,7 @@ class Object:
         (lambda *, message: message, "M"),
         (lambda: "nothing", "nothing"),
         (stars, ("R", "M", "L")),
+        (functools.lru_cache(lambda message, clients_list: (message, clients_list)), ("M", "L")),
         (Object(), ("M", "L")),
         (functools.partial(lambda message, clients_list, mark: (message, mark), mark="!"), ("M", "!")),
         (functools.partial(lambda mark, message, clients_list: (mark, message), mark="!"), ("!", "M")),
@@ -153,8 +154,15 @@ def test_patterns(pattern: str, routing: str, expected: bool) -> None:
     assert matches(pattern, routing) is expected
 
 
+@pytest.mark.parametrize("routing", [5, ["news", None], [["news"]]])
+def test_a_routing_that_is_no_string_is_said_where_it_stands(routing: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes a routing as a string, or several in a list, not (5|\[)"):
+        djmease.sender(routing=routing)
+
+
 def test_a_callback_is_known_by_its_dotted_path() -> None:
     assert path_of(stars) == "tests.test_registry.stars"
     assert path_of(Object()) == "tests.test_registry.Object"
     assert path_of(functools.partial(stars)) == "tests.test_registry.stars"
+    assert path_of(functools.partial(Object())) == "tests.test_registry.Object"
     assert Binding() == Binding()

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandParser, OutputWrapper
 from django.core.management.color import Style, no_style
 
 SIZE = (120, 24)
 """Columns and lines where no terminal says how many it has, and COLUMNS does not either."""
+
+
+def open_output(command: BaseCommand) -> None:
+    """Write to nowhere what a command says, where it was started without a standard output."""
+    # What is opened next would get the lowest number that is free, and programs that are started take it for theirs.
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the exit)
+        command.stdout = OutputWrapper(sys.stdout)
+
+
+def let_go_of_output() -> None:
+    """Write to nowhere from now on, since who read it has gone: what is in the buffer must not fail at the exit too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TerminalCommand(BaseCommand):
@@ -25,7 +43,12 @@ class TerminalCommand(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         self._is_painted = bool(options.get("force_color"))
-        return super().execute(*args, **options)
+        open_output(self)
+        try:
+            return super().execute(*args, **options)
+        except BrokenPipeError:
+            let_go_of_output()
+            sys.exit(1)
 
     @property
     def width(self) -> int:

@@ -113,7 +113,8 @@ class Client(WebSocketHandler):
         self.received = 0
         """Messages that it has sent."""
         self.storage: dict[str, Any] = {}
-        self.groups = NO_GROUPS
+        self.in_groups = NO_GROUPS
+        """The ``groups``; who changes them looks after all that depends on them."""
         self.is_present = False
         """Whether it may join groups: from its handshake until it has gone."""
         self.own_groups = NO_GROUPS
@@ -136,6 +137,11 @@ class Client(WebSocketHandler):
     def user(self) -> Any:
         """Whom the authenticators say this is; ``AnonymousUser`` else, ``None`` where the site has no users."""
         return self.identity.user
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups that it is in: ``join`` and ``leave`` change them."""
+        return self.in_groups
 
     @property
     def session(self) -> Any:

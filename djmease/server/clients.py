@@ -172,7 +172,7 @@ class Clients:
             if not client.is_present:
                 return None
             if group not in client.groups:
-                client.groups |= {group}
+                client.in_groups |= {group}
                 self._channels.hold(channel)
                 self._groups.setdefault(group, {})[client] = None
                 if client.id in self._by_id:
@@ -183,7 +183,7 @@ class Clients:
         with self._lock:
             if group not in client.groups:
                 return
-            client.groups -= {group}
+            client.in_groups -= {group}
             if client.is_present:
                 self._take_out_of_group(client, group)
             if client.id in self._by_id:

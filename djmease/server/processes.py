@@ -35,6 +35,12 @@ STOP_TIMEOUT = 15.0
 Write = Callable[[str], object]
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Return what ends a server: also that its terminal is closed, unless it was started by ``nohup``."""
+    closes = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *closes]
+
+
 def is_child() -> bool:
     """Tell whether this process is a child that a supervisor has started."""
     return os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" and SUPERVISOR_ENV in os.environ
@@ -116,7 +122,7 @@ class Supervisor:
     async def run(self) -> int:
         """Return the exit code: 0 after a signal, else that of what failed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._stopping.set)
         tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._stopping.wait())]
         if self._site:
@@ -129,7 +135,7 @@ class Supervisor:
         server_code, *_ = await asyncio.gather(*tasks)
         # A server that was asked before it could listen to signals has ended as it was asked to.
         cause = server_code if has_been_asked else max(task.result() for task in ended)
-        return 0 if cause in (-signal.SIGTERM, -signal.SIGINT) else int(cause)
+        return 0 if cause in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP) else int(cause)
 
     async def _serve(self) -> int:
         """Run the server again and again, until it ends for another reason than a change of its code."""

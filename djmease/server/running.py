@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from contextvars import Token
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied
@@ -30,6 +30,16 @@ ASYNC_HYGIENE_INTERVAL = 1.0
 """Seconds between two looks at the database connections of asynchronous callbacks."""
 FAILED = "error"
 """Why a client may not have what could not be asked: the question raised."""
+
+UNRUN = (CoroutineType, GeneratorType, AsyncGeneratorType)
+"""What a call may return of which nothing has run."""
+
+
+def _refuse_unrun(path: str, result: object) -> None:
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError(f"{path} is a def and returned a coroutine: declare it with async def")
+    raise TypeError(f"{path} returned {result!r}, of which nothing has run: loop, and yield nothing")
 
 
 class Runner:
@@ -90,9 +100,8 @@ class Runner:
         self._running[call] = (started, threading.get_ident())
         try:
             result = call.callback(call.arguments)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise TypeError(f"{call.callback.path} is a def and returned a coroutine: declare it with async def")
+            if isinstance(result, UNRUN):
+                _refuse_unrun(call.callback.path, result)
         except BaseException as error:
             self._report(call, error)
         if author is not None:

@@ -88,6 +88,8 @@ def _unheard(sent: Publication) -> str:
 
 def _message(options: dict[str, Any]) -> Any:
     text = options["message"]
+    if text in (None, STDIN) and sys.stdin is None:
+        raise CommandError("There is no MESSAGE, and the standard input is closed: say it behind the routing.")
     if text is None and sys.stdin.isatty():
         raise CommandError(
             "There is no MESSAGE: say it behind the routing, or say - and type it, with Ctrl-D behind it."
@@ -96,6 +98,7 @@ def _message(options: dict[str, Any]) -> Any:
         text = _stdin()
         if not text:
             raise CommandError("There is no MESSAGE: the standard input is empty. Where that is meant, say ''.")
+    text = _as_text(text)
     if not options["json"]:
         return text
     try:
@@ -113,6 +116,14 @@ def _stdin() -> str:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise CommandError(f"The standard input is not text in {error.encoding}: {error.reason}.") from error
+
+
+def _as_text(text: str) -> str:
+    """Return a message as what UTF-8 makes of its bytes, whatever the locale has made of them."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise CommandError(f"The message is not text in UTF-8 ({error.reason}): it can be sent from Python.") from error
 
 
 def _primary_key(text: str) -> str:

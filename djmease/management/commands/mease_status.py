@@ -15,7 +15,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
-from djmease.management.terminal import SIZE, TerminalCommand
+from djmease.management.terminal import SIZE, TerminalCommand, let_go_of_output
 from djmease.reporting import Status, get_status
 from djmease.reports import to_plain
 from djmease.status_text import status_text
@@ -57,8 +57,7 @@ class Command(TerminalCommand):
                     self._look(tell)
                     time.sleep(INTERVAL)
             except BrokenPipeError:
-                # What is left in the buffer must not fail at the exit once more.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                let_go_of_output()
 
     def _tell_json(self, status: Status) -> None:
         self.say(json.dumps({"is_well": status.is_well, **to_plain(status)}))

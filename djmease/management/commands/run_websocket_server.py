@@ -21,12 +21,14 @@ from redis.exceptions import RedisError
 
 from djmease import checks, connections, embedded, loader
 from djmease.management import listening
+from djmease.management.terminal import let_go_of_output, open_output
 from djmease.registry import Registry
 from djmease.server.banner import banner
 from djmease.server.factory import addresses, make_server
 from djmease.server.processes import (
     RELOAD_EXIT_CODE,
     Supervisor,
+    ending_signals,
     is_child,
     parent_has_gone,
     server_arguments,
@@ -70,6 +72,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        open_output(self)
         _configure_logging(verbose=options["verbosity"] >= 2 or settings.DEBUG)
         try:
             exit_code = self._run(options)
@@ -81,8 +84,9 @@ class Command(BaseCommand):
     def _run(self, options: dict[str, Any]) -> int:
         may_reload = settings.DEBUG and not options["noreload"]
         ssl_context = _ssl_context(options)
-        # Until the event loop takes the signal over: what has been started ends with us.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # Until the event loop takes the signals over: what has been started ends with us.
+        for number in ending_signals():
+            signal.signal(number, lambda *_: sys.exit(0))
         with ExitStack() as stack:
             revive = self._share_embedded(stack)
             if (may_reload or options["with_site"]) and not is_child():
@@ -114,8 +118,14 @@ class Command(BaseCommand):
         ).run()
 
     def _write(self, text: str) -> None:
-        self.stdout.write(text, ending="")
-        self.stdout.flush()
+        """Tell something; a server goes on where nobody reads it, or the disk is full."""
+        try:
+            self.stdout.write(text, ending="")
+            self.stdout.flush()
+        except BrokenPipeError:
+            let_go_of_output()
+        except OSError as error:
+            logger.warning("what the server says cannot be written: %s", error)
 
     async def _serve(
         self,
@@ -140,7 +150,7 @@ class Command(BaseCommand):
         def on_change() -> None:
             loop.call_soon_threadsafe(stop_to_reload)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, server.drain)
         if ssl_context is not None:
             loop.add_signal_handler(signal.SIGHUP, _renew_certificate, ssl_context, options)
@@ -190,11 +200,11 @@ def _load_registry() -> Registry:
 
 
 def _ssl_context(options: dict[str, Any]) -> TLSContext | None:
-    if not options["certificate"]:
-        if options["key"]:
+    if options["certificate"] is None:
+        if options["key"] is not None:
             raise CommandError("--key goes with --certificate: name the certificate's file too.")
         return None
-    if options["unix"]:
+    if options["unix"] is not None:
         raise CommandError(
             "--certificate does not go with --unix: who connects there is on this machine; leave one out."
         )
