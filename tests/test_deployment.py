@@ -195,6 +195,8 @@ class Deployment:
             timeout=DEADLINE,
         )
         self.trust = ssl.create_default_context(cafile=str(self.certificate))
+        # By TLS 1.3 tickets come behind the handshake: one thread of the client would read them while another writes.
+        self.trust.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def start(self) -> None:
         for arguments in (["migrate", "-v", "0"], ["shell", "-v", "0", "-c", ADD_USER]):
