@@ -33,7 +33,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Warn, with ``check --deploy``, of what serves a laptop and not a site."""
-    return [*_redis_warnings(), *_origin_warnings()]
+    return [*_redis_warnings(), *_origin_warnings(), *_proxy_warnings()]
 
 
 def _redis_warnings() -> Iterator[CheckMessage]:
@@ -60,6 +60,16 @@ def _origin_warnings() -> Iterator[CheckMessage]:
             "MEASE_ALLOWED_ORIGINS has '*': a page of any site can connect as whoever of your users visits it.",
             hint="Name the origins whose pages shall connect, for example 'https://app.example.com'.",
             id="djmease.W006",
+        )
+
+
+def _proxy_warnings() -> Iterator[CheckMessage]:
+    if settings.MEASE_TRUSTED_PROXIES and settings.MEASE_URL is None:
+        yield CheckWarning(
+            "MEASE_TRUSTED_PROXIES names a proxy, and MEASE_URL is not set: pages with {% mease_script %} connect to "
+            f"port {settings.MEASE_PORT} of the site's host, and not through the proxy.",
+            hint="Set MEASE_URL to where the proxy hands on WebSockets, for example '/ws/'.",
+            id="djmease.W007",
         )
 
 

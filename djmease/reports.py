@@ -19,6 +19,8 @@ NO_SENDER = "no sender is registered for this routing here"
 MAX_NUMBER = 1e18
 """More than anything that is counted or timed; what is more could not be shown, and is refused."""
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
+SENT_AWAY = frozenset({"login_ended", "messages", "turned_away"})
+"""Those among the reasons of ``ServerReport.refused`` for which clients were closed that had been let in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +295,12 @@ def read_server(report: bytes, callbacks: bytes) -> ServerReport:
     # Those that were never called are not in the report.
     said["callbacks"] = [_merged(about, counts.get(str(index), {})) for index, about in enumerate(described)]
     return read(ServerReport, said)
+
+
+def split_refused(refused: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what was refused, handshakes and messages, and whom a server has sent away, each by the reason."""
+    away = {reason: count for reason, count in refused.items() if reason in SENT_AWAY}
+    return {reason: count for reason, count in refused.items() if reason not in SENT_AWAY}, away
 
 
 def to_plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.template.loader import render_to_string
 from django.utils.html import conditional_escape, format_html
@@ -22,9 +23,17 @@ from djmease import connections, formats, loader
 from djmease.plots import sparkline
 from djmease.problems import START_COMMAND, Problem
 from djmease.publishing import PublishError
-from djmease.registry import is_pattern
+from djmease.registry import is_async_callable, is_pattern, path_of
 from djmease.reporting import ClientsReport, GroupsReport, Status, get_status, list_clients, list_groups
-from djmease.reports import CallbackReport, ClientReport, GroupReport, MessageReport, RoutingReport, ServerReport
+from djmease.reports import (
+    CallbackReport,
+    ClientReport,
+    GroupReport,
+    MessageReport,
+    RoutingReport,
+    ServerReport,
+    split_refused,
+)
 from djmease.tracing import Trace, notes, verdict
 
 PARTS = ("top", "servers", "routes", "quiet", "callbacks", "messages", "groups", "clients", "published")
@@ -105,25 +114,30 @@ def current_status() -> Status:
 
 def parts_of(status: Status, wish: Wish) -> dict[str, Part]:
     """Return the parts of the page by their names."""
-    busy, quiet = _routes(status)
+    busy, silent = _routes(status)
+    quiet = [*map(QuietRow.of, silent)] if status.servers else declared_here()
     contexts: dict[str, Callable[[], Mapping[str, Any]]] = {
         "top": lambda: {"top": Top.of(status)},
         "servers": lambda: {"servers": _server_cards(status)},
         "routes": lambda: {"rows": _rows(busy, status), "quiet": len(quiet), "unrouted": _unrouted(status)},
         "callbacks": lambda: {"rows": _rows(_others(status), status)},
-        "messages": lambda: {"rows": [MessageRow.of(each, status.taken_at) for each in status.messages]},
+        "messages": lambda: {
+            "rows": [MessageRow.of(each, status.taken_at) for each in status.messages],
+            "has_servers": bool(status.servers),
+        },
         "groups": lambda: _groups(status, wish),
         "clients": lambda: _clients(status, wish),
         "published": lambda: {"outcome": wish.published},
     }
     html = {name: _render(name, context()) for name, context in contexts.items()}
-    html["quiet"] = _render_quiet(tuple(map(QuietRow.of, quiet)), bool(busy), get_language())
+    html["quiet"] = _render_quiet(tuple(quiet), bool(busy), bool(status.servers), get_language())
     return {name: Part(html=html[name]) for name in PARTS}
 
 
 def known_routings(status: Status) -> list[str]:
-    """Return the routings, without patterns, that the servers tell of."""
-    declared = {each.routing for each in status.callbacks if each.routing and not is_pattern(each.routing)}
+    """Return the routings, without patterns, that the servers tell of; where there is none, those declared here."""
+    routes = status.callbacks if status.servers else declared_here()
+    declared = {each.routing for each in routes if each.routing and not is_pattern(each.routing)}
     return sorted(declared | {message.routing for message in status.messages})
 
 
@@ -133,8 +147,9 @@ def _render(name: str, context: Mapping[str, Any]) -> SafeString:
 
 # Those without traffic are many and stay the same.
 @functools.lru_cache(maxsize=8)
-def _render_quiet(rows: tuple[QuietRow, ...], has_others: bool, language: str | None) -> SafeString:
-    return _render("quiet", {"rows": rows, "is_folded": len(rows) > MANY, "has_others": has_others})
+def _render_quiet(rows: tuple[QuietRow, ...], has_others: bool, has_servers: bool, language: str | None) -> SafeString:
+    context = {"rows": rows, "is_folded": len(rows) > MANY, "has_others": has_others, "has_servers": has_servers}
+    return _render("quiet", context)
 
 
 # The line at the top
@@ -351,7 +366,9 @@ def _details(server: ServerReport, now: float) -> Iterator[Figure]:
 
 
 def _counters(server: ServerReport) -> Iterator[Counter]:
-    yield from _counter(_("Refused"), server.refused)
+    refused, away = split_refused(server.refused)
+    yield from _counter(_("Refused"), refused)
+    yield from _counter(_("Sent away"), away)
     yield from _counter(_("Lost"), server.lost)
     yield from _counter(_("Closed, by code"), server.closed, is_bad=False)
 
@@ -397,7 +414,8 @@ class QuietRow:
     routing: str | None
     path: str
     source: str
-    is_async: bool
+    is_async: bool | None
+    """``None`` where that is not known, since it was not imported."""
 
     @classmethod
     def of(cls, callback: CallbackReport) -> QuietRow:
@@ -415,6 +433,32 @@ def _routes(status: Status) -> tuple[list[CallbackReport], list[CallbackReport]]
     # The senders of one routing stay together, in the order in which they run.
     busy.sort(key=lambda each: (-traffic[each.routing][0], -traffic[each.routing][1], each.routing or ""))
     return busy, [each for each in senders if not any(traffic[each.routing])]
+
+
+def declared_here() -> list[QuietRow]:
+    """Return the senders that this process knows of, by names alone: nothing is imported."""
+    routes = settings.MEASE_ROUTES
+    rows = [
+        QuietRow(routing=str(pattern), path=path, source=f"MEASE_ROUTES[{pattern!r}]", is_async=None)
+        for pattern, value in (routes.items() if isinstance(routes, dict) else ())
+        for path in _paths(value)
+    ]
+    for declaration in loader.decorated():
+        target = declaration.target
+        if declaration.kind == "sender" and callable(target):
+            path, is_async = path_of(target), is_async_callable(target)
+            rows += [
+                QuietRow(routing=pattern, path=path, source=declaration.source, is_async=is_async)
+                for pattern in declaration.patterns
+            ]
+    return rows
+
+
+def _paths(value: Any) -> list[str]:
+    """Return the dotted paths in an entry of ``MEASE_ROUTES``, as far as it is one; a check tells what is not."""
+    named = value.get("SENDERS") if isinstance(value, dict) else value
+    paths = named if isinstance(named, (list, tuple)) else [named]
+    return [path for path in paths if isinstance(path, str)]
 
 
 def _others(status: Status) -> list[CallbackReport]:

@@ -9,7 +9,7 @@ from django.core.management.color import Style
 
 from djmease.problems import LATE, Problem
 from djmease.reporting import Status
-from djmease.reports import CallbackReport, MessageReport, ServerReport
+from djmease.reports import CallbackReport, MessageReport, ServerReport, split_refused
 from djmease.tables import (
     NOTHING,
     Cell,
@@ -215,9 +215,11 @@ class _Page:
 
     def losses(self) -> Iterator[str]:
         servers = self._status.servers
+        refused = [split_refused(server.refused) for server in servers]
         pairs = [
             ("Lost", _reasons(server.lost for server in servers)),
-            ("Refused", _reasons(server.refused for server in servers)),
+            ("Refused", _reasons(each for each, _ in refused)),
+            ("Sent away", _reasons(each for _, each in refused)),
             ("Slow", _slowness(sum(server.slow for server in servers), sum(server.blocked for server in servers))),
         ]
         yield from facts([(title, told) for title, told in pairs if told], width=self._width)

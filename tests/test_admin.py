@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -620,6 +621,46 @@ def test_the_form_knows_the_routings(redis: str, browser_of_admin: Client) -> No
     options = page.split('<datalist id="mease-routings">')[1].split("</datalist>")[0]
     assert "shop.item.1" in options and "pattern" not in options
     assert browser_of_admin.get(f"{PAGE}publish/")["Location"] == f"{PAGE}#publish"
+
+
+def test_without_a_server_routes_are_those_that_this_process_knows_of(
+    redis: str, browser_of_admin: Client, settings: Any
+) -> None:
+    settings.MEASE_ROUTES = {
+        "news": "shop.late.show",
+        "two": ["shop.late.one", "shop.late.other"],
+        "items": {"SENDERS": "djmease.senders.render", "TEMPLATE": "x.html"},
+        "off": None,
+        "bad": 7,
+    }
+
+    @djmease.sender(routing=["chat.message", "room.*"])
+    async def show() -> None: ...
+
+    page = text_of(browser_of_admin.get(PAGE))
+    rows = re.findall("<tr><th scope=.row.*</tr>", page.split('data-part="quiet"')[1].split("</table>")[0])
+    told = [re.sub("<[^>]*>", " ", row).replace("&#x27;", "'").split() for row in rows]
+    assert told[:4] == [
+        ["news", "shop.late.show", "MEASE_ROUTES['news']"],
+        ["two", "shop.late.one", "MEASE_ROUTES['two']"],
+        ["two", "shop.late.other", "MEASE_ROUTES['two']"],
+        ["items", "djmease.senders.render", "MEASE_ROUTES['items']"],
+    ]
+    assert [row[0] for row in told[4:]] == ["chat.message", "room.*"] and "async" in told[4]
+    assert "6 routes by the settings of this site: no server tells of any" in page
+    assert "No server tells of a message." in page
+    options = page.split('<datalist id="mease-routings">')[1].split("</datalist>")[0]
+    assert re.findall('value="(.*?)"', options) == ["chat.message", "items", "news", "two"]
+    reported.put(reported.server(callbacks=(numbered_sender(1),)))
+    page = text_of(browser_of_admin.get(PAGE))
+    assert "shop.late" not in page and "1 route, without traffic so far" in page
+    assert "Nothing was published since the servers started." in page
+
+
+def test_clients_that_were_closed_are_not_said_to_be_refused(redis: str, browser_of_admin: Client) -> None:
+    reported.put(reported.server(refused={"login_ended": 2, "messages": 1, "forbidden": 4}))
+    page = text_of(browser_of_admin.get(PAGE))
+    assert "· Refused 4<" in page and "· Sent away 3<" in page
 
 
 # Sites of other kinds

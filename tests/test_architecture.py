@@ -32,7 +32,7 @@ LAYERS = [
     {"admin"},
 ]
 SERVER_LAYERS = [
-    {"server.options", "server.deflate", "server.complaints", "server.link"},
+    {"server.options", "server.deflate", "server.complaints", "server.link", "server.sources"},
     {"server.background", "server.tls", "server.tallies", "server.reporter", "server.subscriptions"},
     {
         "server.protocol",

@@ -219,6 +219,16 @@ def test_what_serves_a_laptop_is_a_warning_of_the_deploy_check(
     assert [fault.split()[0] for fault in found(deploy=True)] == ([f"djmease.{expected}"] if expected else [])
 
 
+def test_pages_that_would_pass_by_the_proxy_are_a_warning_of_the_deploy_check(settings: Any) -> None:
+    settings.MEASE_REDIS_URL, settings.MEASE_PORT = "redis://redis:6379", 9001
+    settings.MEASE_TRUSTED_PROXIES = ["unix"]
+    assert found() == []
+    (fault,) = found(deploy=True)
+    assert "djmease.W007" in fault and "port 9001" in fault and "Set MEASE_URL" in fault
+    settings.MEASE_URL = "/ws/"
+    assert found(deploy=True) == []
+
+
 def test_none_switches_off_what_decorators_registered_under_that_key(settings: Any) -> None:
     djmease.sender(routing=["debug.*", "news"])(receive_message)
     djmease.sender(routing="debug.*")(lambda: None)

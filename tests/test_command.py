@@ -39,6 +39,12 @@ def url(port: int) -> str:
     return f"ws://127.0.0.1:{port}/"
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -155,7 +161,8 @@ def test_a_port_in_use_is_one_sentence(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = failure(project.start("run_websocket_server", str(port)))
-    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in error
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use): stop what listens there, or set" in error
+    assert "MEASE_PORT = 8002 in the settings, by which pages find it too" in error
     assert not (project.runtime / "valkey.sock").exists(), "the embedded Valkey ends with it"
 
 
@@ -168,6 +175,25 @@ def test_an_address_of_no_machine_or_of_another_is_one_sentence(project: Project
     assert "The server cannot listen on" in error and told in error
     assert "Unknown error" not in error
     assert "set MEASE_HOST, or what is named instead, to an address of this machine" in error
+    assert "stop what listens there" not in error
+
+
+def test_the_banner_says_where_pages_would_not_find_the_server(project: Project) -> None:
+    project.settings("MEASE_PORT = 1")
+    server = project.start("run_websocket_server", "0")
+    port = server.port()
+    assert (
+        f"Pages     connect to :1/ (MEASE_PORT), and not here: MEASE_PORT = {port} in the settings leads them"
+        in server.out.splitlines()
+    )
+    path = str(project.runtime.parent / "mease.sock")
+    server = project.start("run_websocket_server", "--unix", path)
+    server.wait_for("Quit with Ctrl-C.")
+    assert "Pages     connect to :1/ (MEASE_PORT), and not here: MEASE_URL = '/ws/', if a proxy" in server.out
+    project.settings("MEASE_PORT = 1\nMEASE_URL = '/ws/'")
+    server = project.start("run_websocket_server", "0")
+    server.port()
+    assert "\nPages " not in server.out
 
 
 def test_a_unix_socket_is_served_replaced_when_stale_and_refused_when_in_use(project: Project) -> None:
@@ -343,6 +369,40 @@ def test_the_first_registry_of_an_app_is_loaded_too(project: Project) -> None:
     assert server.wait() == 0
 
 
+def test_a_callback_that_only_settings_name_is_waited_for_until_it_is_there_and_again_when_it_is_mended(
+    project: Project,
+) -> None:
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    settings, module = project.home / "site_settings.py", project.home / "late.py"
+    change(settings, settings.read_text() + "\nMEASE_RECEIVERS = ['late.say']\n", server)
+    server.wait_for("waiting for a change of its code")
+    module.write_text(ECHO)
+    for start in (2, 3):
+        with connect(url(server.port(times=start))) as client:
+            client.send("hi")
+            assert client.recv(5) == "hi"
+        if start == 2:
+            change(module, "this is no Python\n", server)
+            server.wait_for("waiting for a change of its code", times=2)
+            change(module, ECHO, server)
+
+
+def test_a_registry_that_came_with_an_error_is_waited_for_until_it_is_mended(project: Project) -> None:
+    registry = project.registry(ECHO)
+    registry.unlink()
+    project.settings(debug=True)
+    server = project.start("run_websocket_server")
+    server.port()
+    registry.write_text("1 / 0\n")
+    server.wait_for("waiting for a change of its code")
+    change(registry, ECHO, server)
+    with connect(url(server.port(times=2))) as client:
+        client.send("hi")
+        assert client.recv(5) == "hi"
+
+
 def test_a_signal_ends_the_wait_for_a_change_too(project: Project) -> None:
     registry = project.registry(ECHO)
     project.settings(debug=True)
@@ -382,14 +442,16 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
     project.write(
         "urls.py",
         "from django.http import HttpResponse\nfrom django.urls import path\n"
-        "urlpatterns = [path('', lambda request: HttpResponse('the page'))]\n",
+        "from djmease.templatetags.djmease import server_url\n"
+        "urlpatterns = [path('', lambda request: HttpResponse(server_url()))]\n",
     )
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    project.settings("ROOT_URLCONF = 'urls'", debug=True)
-    server = project.start("run_websocket_server", "--with-site", f"127.0.0.1:{port}")
-    server.port()
-    server.wait_for(f"development server at http://127.0.0.1:{port}/")
+    port, websocket_port = free_port(), free_port()
+    project.settings("ROOT_URLCONF = 'urls'\nMEASE_PORT = 1", debug=True)
+    server = project.start("run_websocket_server", str(websocket_port), "--with-site", f"0.0.0.0:{port}")
+    assert server.port() == websocket_port
+    assert "\nPages     on other machines get the site and no WebSocket" in server.out
+    assert "\nPages     connect" not in server.out
+    server.wait_for(f"development server at http://0.0.0.0:{port}/")
     assert "site | Quit the server" in server.out
     processes = children_of(server.pid)
     assert len(processes) == 2, "the server and the site"
@@ -401,11 +463,48 @@ def test_the_site_runs_beside_it_told_apart_and_one_signal_ends_both(project: Pr
         except OSError:
             return b""
 
-    assert eventually(page) == b"the page"
+    assert eventually(page).decode() == f":{websocket_port}/", "where the server is, whatever MEASE_PORT says"
     below = [pid for process in processes for pid in children_of(process)]
     server.send_signal(signal.SIGINT)
     assert server.wait() == 0
     eventually(lambda: not any(is_alive(pid) for pid in [*processes, *below]))
+
+
+def test_the_site_comes_back_too_when_what_kept_it_from_starting_is_mended(project: Project) -> None:
+    project.write(
+        "urls.py",
+        "from django.http import HttpResponse\nfrom django.urls import path\n"
+        "urlpatterns = [path('', lambda request: HttpResponse('the page'))]\n",
+    )
+    module = project.write("late.py", ECHO)
+    project.settings("ROOT_URLCONF = 'urls'\nMEASE_RECEIVERS = ['late.say']", debug=True)
+    port = free_port()
+    server = project.start("run_websocket_server", "--with-site", str(port))
+    server.port()
+    server.wait_for("site | Quit the server")
+    change(module, "this is no Python\n", server)
+    server.wait_for("waiting for a change of its code")
+
+    def site_has_failed() -> bool:
+        status = module.stat()
+        os.utime(module, (status.st_atime, status.st_mtime + 1))
+        return "System check identified 1 issue" in server.out
+
+    eventually(site_has_failed, "the end of the site")
+    change(module, ECHO, server)
+    with connect(url(server.port(times=2))):
+        pass
+
+    def page() -> bytes:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE) as response:
+                return bytes(response.read())
+        except OSError:
+            return b""
+
+    assert eventually(page) == b"the page"
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
 
 
 def test_a_site_that_cannot_start_ends_both(project: Project) -> None:

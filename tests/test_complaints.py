@@ -24,6 +24,17 @@ def test_complaints_are_logged_once_a_second_and_counted(
     assert log_of() == ["bad 0", "bad again (4 more like this)"]
 
 
+def test_kinds_are_told_apart_as_long_as_they_are_few(log_of: Callable[[], list[str]]) -> None:
+    complaints = Complaints(logging.getLogger("djmease.test"))
+    for _ in range(2):
+        complaints.say("no Origin", kind="origin")
+        complaints.say("no Host", kind="host")
+    assert log_of() == ["no Origin", "no Host"]
+    for index in range(1000):
+        complaints.say("bad %s", index, kind=str(index))
+    assert len(log_of()) == 2 + 14 + 1, "sixteen kinds, and what all others are"
+
+
 def test_what_is_made_lazily_is_made_for_lines_that_are_written(log_of: Callable[[], list[str]]) -> None:
     made: list[int] = []
     complaints = Complaints(logging.getLogger("djmease.test"))

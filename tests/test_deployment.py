@@ -41,7 +41,13 @@ MIDDLEWARE = [
     'django.middleware.csrf.CsrfViewMiddleware',
     'django.contrib.auth.middleware.AuthenticationMiddleware',
 ]
-TEMPLATES = [{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'DIRS': [r'%(home)s']}]
+TEMPLATES = [{
+    'BACKEND': 'django.template.backends.django.DjangoTemplates',
+    'DIRS': [r'%(home)s'],
+    'APP_DIRS': True,
+    'OPTIONS': {'context_processors': ['django.template.context_processors.request']},
+}]
+STATIC_URL = '/static/'
 DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': r'%(home)s/db.sqlite3'}}
 DEFAULT_AUTO_FIELD = 'django.db.models.BigAutoField'
 ROOT_URLCONF = 'urls'
@@ -52,6 +58,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 MEASE_REDIS_URL = %(redis)r
 MEASE_KEY_PREFIX = %(prefix)r
 MEASE_PATH = '/ws/'
+MEASE_URL = '/ws/'
 MEASE_TRUSTED_PROXIES = ['unix']
 MEASE_ROUTES = {'news': 'djmease.senders.broadcast'}
 MEASE_DRAIN_TIMEOUT = 2
@@ -61,7 +68,11 @@ import djmease
 import djmease.views
 from django.contrib.auth.views import LoginView, LogoutView
 from django.http import HttpResponse
+from django.shortcuts import render
 from django.urls import path
+
+def page(request):
+    return render(request, 'page.html')
 
 def publish(request):
     djmease.publish('news', {'text': request.POST['text']}, user=request.user)
@@ -71,6 +82,7 @@ def done(request):
     return HttpResponse(f'{request.user} from {request.build_absolute_uri()}')
 
 urlpatterns = [
+    path('', page),
     path('login/', LoginView.as_view(template_name='login.html')),
     path('logout/', LogoutView.as_view()),
     path('publish/', publish),
@@ -78,6 +90,7 @@ urlpatterns = [
     path('done/', done),
 ]
 """
+PAGE = """{% load djmease %}{% mease_script %} <p>{% mease_url %}</p>"""
 REGISTRY = """
 import djmease
 
@@ -164,6 +177,7 @@ class Deployment:
         project.settings(SETTINGS % values)
         project.write("urls.py", URLS)
         project.write("shop/wsgi.py", WSGI)
+        project.write("page.html", PAGE)
         project.write("login.html", "<form>{% csrf_token %}{{ form.errors }}</form>")
         project.registry(REGISTRY)
         self._certify()
@@ -181,6 +195,8 @@ class Deployment:
             timeout=DEADLINE,
         )
         self.trust = ssl.create_default_context(cafile=str(self.certificate))
+        # By TLS 1.3 tickets come behind the handshake: one thread of the client would read them while another writes.
+        self.trust.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def start(self) -> None:
         for arguments in (["migrate", "-v", "0"], ["shell", "-v", "0", "-c", ADD_USER]):
@@ -299,10 +315,13 @@ class Browser:
         assert (answer.status, answer.headers["Location"]) == (302, "/done/"), answer.text
 
     def page(self, query: str = "", **options: Any) -> ClientConnection:
-        """Open a WebSocket as a page of the site does."""
+        """Open a WebSocket as a page of the site does: where the page says, which both of its tags agree on."""
+        html = self.request("GET", "/").text
+        path, address = re.search(r'data-mease-url="(.*?)".*<p>(.*?)</p>', html).groups()
+        assert urllib.parse.urljoin(self.origin, path) == address.replace("wss:", "https:")
         headers = {"Cookie": self._cookie(), **options.pop("headers", {})}
         return connect(
-            f"wss://{HOST}:{self._deployment.port}/ws/{query}",
+            address + query,
             sock=self._connect(),
             ssl=self._deployment.trust,
             origin=options.pop("origin", self.origin),

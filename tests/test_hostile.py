@@ -604,6 +604,21 @@ def test_a_foreign_origin_is_answered_with_403_and_a_log_line_that_names_it_and_
     assert "MEASE_ALLOWED_ORIGINS" in lines[0] and "CSRF_TRUSTED_ORIGINS" in lines[0] and "127.0.0.1" in lines[0]
 
 
+def test_a_refusal_of_one_kind_keeps_none_of_another_from_the_log(
+    start_server: StartServer, settings: Any, log_of: Log
+) -> None:
+    settings.MEASE_LOGIN_REQUIRED = True
+    server = start_server()
+    for number in range(20):
+        for lines in (handshake(Origin=f"https://{number}.example"), handshake(Host=f"{number}.example"), handshake()):
+            request(server, *lines)
+    refused = [line for line in log_of() if line.startswith("refused ")]
+    # Each kind has its line at once, and no kind more than one a second, however the clients vary what they send.
+    first = " ".join(refused[:3])
+    assert "the page is of 'https://0.example'" in first and "the Host '0.example'" in first and "logged in" in first
+    assert len(refused) < 30
+
+
 def test_what_tornado_takes_for_the_same_origin_is_asked_as_well(start_server: StartServer) -> None:
     """Tornado 6.6 skips its check for these; anybody but a browser can send them."""
     server = start_server()

@@ -150,6 +150,18 @@ def test_what_is_published_after_the_answer_is_received(start_server: StartServe
         assert page.receive() == ({"groups": [f"open.{number}"]}, str(number))
 
 
+def test_each_reason_is_logged_with_the_setting_that_is_its_cure(start_server: StartServer, log_of: Any) -> None:
+    page = Page(start_server())
+    for fields in ({"type": "join", "group": "other"}, {"type": "dance"}, {"type": "join", "group": "users"}):
+        page.ask(**fields)
+    told = [line.partition(" may not ")[2] for line in log_of() if " may not " in line]
+    assert told == [
+        "'join' 'other': not_listed (no entry of MEASE_GROUPS allows it)",
+        "'dance' None: unknown_type",
+        "'join' 'users': login_required",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

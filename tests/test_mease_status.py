@@ -62,7 +62,7 @@ def servers(redis: str) -> tuple[ServerReport, ServerReport]:
         messages=tuple(reported.message(f"{index:016x}", routing="chat.room") for index in range(20)),
         unrouted=(reported.unrouted("chat.mesage", 4),),
         lost={"slow_clients": 3, "dropped": 0},
-        refused={"origin": 5},
+        refused={"origin": 5, "login_ended": 2},
         slow=1,
         blocked=2,
         waiting_published=2048,
@@ -118,7 +118,7 @@ def test_everything_of_two_servers(servers: tuple[ServerReport, ServerReport]) -
     assert text[text.index("Last errors") + 1].startswith(
         "- company.shop.apps.chat.mease_registry.show for chat.*, 3 s ago: ValueError"
     )
-    assert "Lost 3 slow clients" in text and "Refused 5 origin" in text
+    assert "Lost 3 slow clients" in text and "Refused 5 origin" in text and "Sent away 2 login ended" in text
     assert "Slow 1 call over MEASE_SLOW_CALLBACK_TIMEOUT, the event loop stood still 2 times" in text
     assert " 2 h 05 min 2.0 KiB 10 B ws://" in text[text.index("Servers") + 2]
     assert text[text.index("Published, without a sender") + 2] == "chat.mesage 4 5 s ago"

@@ -451,6 +451,10 @@ def test_who_comes_by_a_unix_socket_is_allowed_where_the_setting_says_so(
     server = project.start("run_websocket_server", "--unix", str(path), "--noreload")
     server.wait_for("Quit with Ctrl-C.")
     assert ask_by_unix(path).split(b" ")[1] == status
+    if status == b"403":
+        server.wait_for(
+            "refused /metrics to a Unix socket ('unix'): a Unix socket ('unix') is not in MEASE_METRICS_ALLOW"
+        )
 
 
 # Without the package

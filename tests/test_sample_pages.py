@@ -283,6 +283,22 @@ def test_no_page_is_wider_than_its_window_and_nothing_comes_from_elsewhere(ada: 
         assert set(hosts) == {"127.0.0.1"}, address
 
 
+def test_on_a_phone_the_name_of_a_file_stays_beside_its_triangle(ada: Person, demo: Demo) -> None:
+    window = ada.open("/")
+    size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for address in ("/board/", "/jobs/"):
+        window.load(demo.url(address))
+        # The text of each line, and the height of the first, where the triangle is.
+        below = window.run(
+            "return [...document.querySelectorAll('.code summary')].filter((each) => {"
+            "const range = document.createRange(); range.selectNodeContents(each.firstChild);"
+            "const line = range.getClientRects()[0], box = each.getBoundingClientRect();"
+            "return line.top - box.top > line.height}).map((each) => each.textContent)"
+        )
+        assert below == [], address
+
+
 def test_pages_can_be_read_and_used_without_javascript(browser: Browser, demo: Demo) -> None:
     window = browser.open(demo.url("/"))
     window.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})

@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.sync.client import ClientConnection
 
 from djmease.embedded import EmbeddedValkey
-from tests.demo import SITE, Demo
+from tests.demo import SITE, Demo, free_port
 from tests.support import DEADLINE, Process, eventually
 
 
@@ -34,10 +35,32 @@ def received(client: ClientConnection, kind: str) -> dict[str, Any]:
             return message
 
 
-def test_the_demo_says_where_to_go_and_how_to_log_in(demo: Demo) -> None:
+def test_the_demo_says_where_to_go_and_how_to_log_in_when_it_is_up(demo: Demo) -> None:
+    demo.process.wait_for("everybody knows that password")
+    before, _, greeting = demo.process.out.partition("The sample site ")
+    assert "Quit with Ctrl-C." in before and "Quit the server with CONTROL-C." in before
+    assert demo.url() in greeting
     assert demo.url() in demo.process.out
     assert "log in as demo, password demo" in demo.process.out
     assert "For the demo only" in demo.process.out
+
+
+@pytest.mark.parametrize("variable", ["SAMPLE_SITE_PORT", "SAMPLE_SITE_WEBSOCKET_PORT"])
+def test_a_port_in_use_is_told_with_the_variable_that_names_another(tmp_path: Path, variable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {name: str(free_port()) for name in ("SAMPLE_SITE_PORT", "SAMPLE_SITE_WEBSOCKET_PORT")}
+        ports[variable] = str(taken.getsockname()[1])
+        process = Process(
+            [sys.executable, "manage.py", "demo"],
+            SITE,
+            {**ports, "SAMPLE_SITE_DATABASE": str(tmp_path / "db.sqlite3"), "SAMPLE_SITE_EMBEDDED_DIR": str(tmp_path)},
+        )
+        try:
+            assert process.wait() == 1
+        finally:
+            process.stop()
+    assert f"Port {ports[variable]} cannot be used (Address already in use)" in process.err
+    assert f"{variable}=" in process.err and "Traceback" not in process.err
 
 
 def test_what_one_page_says_arrives_at_the_other_and_is_stored(demo: Demo) -> None:

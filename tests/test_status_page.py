@@ -518,6 +518,65 @@ def test_nothing_is_wider_than_the_window(
     )
 
 
+def at_width(window: Window, width: int, address: str) -> None:
+    window.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    window.load(address)
+
+
+def lines_of(window: Window, selector: str) -> list[int]:
+    """Return of each element how many lines it takes."""
+    return list(
+        window.run(
+            "return [...document.querySelectorAll(arguments[0])].map("
+            "each => new Set([...each.getClientRects()].map(box => Math.round(box.top))).size)",
+            selector,
+        )
+    )
+
+
+def test_beside_the_sidebar_no_short_name_is_broken(
+    site: str, browser: Browser, entering: None, start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_PRESENCE = ["room.*"]
+
+    @djmease.sender(routing="mease.presence")
+    def show_who_comes_and_goes_in_a_room_by_a_name_that_takes_all_the_width_there_is() -> None: ...
+
+    start_server().connect("?room=room.1")
+    window = log_in(browser, site)
+    at_width(window, 1280, site)
+    window.wait_for("document.querySelector('[data-part=routes] tbody th')?.textContent === 'mease.presence'")
+    assert window.run("return document.getElementById('nav-sidebar').offsetWidth > 200")
+    assert lines_of(window, "[data-part=routes] tbody th code") == [1]
+
+
+def test_on_a_phone_nothing_scrolls_by_itself_without_a_hint_and_every_link_has_its_heading(
+    site: str, browser: Browser, entering: None, start_server: StartServer
+) -> None:
+    server = start_server()
+    client = server.connect("?room=lobby")
+    for _ in range(20):
+        client.send("x")
+        client.recv(timeout=DEADLINE)
+    window = log_in(browser, site)
+    at_width(window, 390, f"{site}?clients=1&groups=1")
+    window.wait_for("document.querySelectorAll('[data-part=messages] tbody tr').length === 20")
+    window.wait_for("document.querySelector('[data-part=clients] .mease-actions') !== null")
+    cut = "[...document.querySelectorAll('.mease-scroll')].filter(e => e.scrollHeight > e.clientHeight)"
+    assert window.run(f"return {cut}.map(e => e.closest('[data-part]').dataset.part)") == ["messages"]
+    assert window.run(f"return {cut}.every(e => getComputedStyle(e, '::after').position === 'sticky')")
+    heading = "getComputedStyle(document.querySelector('.mease-actions'), '::before').content"
+    assert window.run(f"return {heading}") == '"Disconnect"'
+    # What does not fit beside the triangle stays behind it.
+    assert window.run(
+        "return [...document.querySelectorAll('.mease-fold > summary')].every(each => {"
+        "const left = each.querySelector('h2').getClientRects()[0].left;"
+        "return [...(each.querySelector('span')?.getClientRects() ?? [])].every(box => box.left >= left - 4)})"
+    )
+
+
 def test_tables_have_captions_and_headings_and_whatever_scrolls_can_be_reached(
     site: str, browser: Browser, entering: None, start_server: StartServer
 ) -> None:

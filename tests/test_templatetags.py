@@ -14,6 +14,7 @@ from django.template import Context, RequestContext, Template
 from django.test import RequestFactory
 from django.utils.module_loading import import_string
 
+from djmease.templatetags.djmease import PORT_ENV
 from tests.support import go_without
 
 URL_TAG = "{% load djmease %}{% mease_url %}"
@@ -46,6 +47,15 @@ def test_unset_the_address_is_the_servers_own_port_and_path(settings: Any) -> No
 def test_the_setting_is_told_as_it_is(settings: Any, url: str) -> None:
     settings.MEASE_URL = url
     assert url_in(rendered()) == url
+
+
+def test_a_site_beside_its_server_knows_the_port_that_the_server_was_given(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PORT_ENV, "8002")
+    assert url_in(rendered()) == ":8002/"
+    settings.MEASE_URL = "/ws/"
+    assert url_in(rendered()) == "/ws/"
 
 
 def test_a_port_that_pages_cannot_know_is_an_error_that_names_the_cure(settings: Any) -> None:

@@ -14,11 +14,17 @@ from djmease.registry import Callback, Registry
 Row = tuple[str, ...]
 
 
-def banner(*, registry: Registry, settings_module: str, addresses: Sequence[str], redis: str) -> str:
-    """Return versions, settings, addresses, Redis, and the table of routes and other callbacks, for a person."""
+def banner(
+    *, registry: Registry, settings_module: str, addresses: Sequence[str], redis: str, pages: Sequence[str] = ()
+) -> str:
+    """Return versions, settings, addresses, Redis, and the table of routes and other callbacks, for a person.
+
+    ``pages`` is what is amiss between the addresses and the pages that should connect there.
+    """
     facts = [
         ("Settings", settings_module),
         *(("Address", address) for address in addresses),
+        *(("Pages", fault) for fault in pages),
         ("Redis", redis),
     ]
     versions = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
@@ -257,7 +258,8 @@ class Client(WebSocketHandler):
             return
         refusal = self._refuse(self.request, host)
         if refusal is not None:
-            self._turn_away(403, refusal)
+            # Behind the first quote stands what the client sent.
+            self._turn_away(403, refusal, kind=re.split("['\"]", refusal)[0])
             return
         if self.request.method != "GET" or self.request.headers.get("Sec-WebSocket-Version") != "13":
             return  # Tornado answers it; nothing is read from a database for what is no handshake.
@@ -268,15 +270,16 @@ class Client(WebSocketHandler):
                 self.identity = await self._events.identify(self.request)
         except Unauthenticated as error:
             self.set_header("WWW-Authenticate", CHALLENGE)
-            self._turn_away(401, said_by(error))
+            self._turn_away(401, said_by(error), kind="unauthenticated")
         except PermissionDenied as error:
-            self._turn_away(403, said_by(error) or "this handshake is not allowed")
+            self._turn_away(403, said_by(error) or "this handshake is not allowed", kind="denied")
         except Exception as error:
             self._complaints.say(
                 "whose a handshake from %s is could not be read: %s",
                 self.request.remote_ip,
                 error_repr(error),
                 about=self,
+                kind="unread",
             )
             self._answer(503, "Whose this is could not be read: try again later.\n")
         else:
@@ -303,9 +306,11 @@ class Client(WebSocketHandler):
         request.host = sender.host or request.host
         return sender.host
 
-    def _turn_away(self, status: int, reason: str) -> None:
+    def _turn_away(self, status: int, reason: str, *, kind: str) -> None:
         self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
-        self._complaints.say("refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self)
+        self._complaints.say(
+            "refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self, kind=kind
+        )
         self._answer(status, reason + "\n")
 
     def _answer(self, status: int, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from djmease.messages import Message
@@ -55,20 +56,39 @@ class Lazily:
         return self._make()
 
 
+MAX_KINDS = 16
+"""How many kinds are told apart; those that come later, perhaps without end, are one."""
+
+
 class Complaints:
-    """One kind of complaint, once a second at most; what is kept back is counted in the next line."""
+    """Complaints of one kind, or of a few, each kind once a second at most.
+
+    What is kept back is counted in the next line of its kind.
+    """
 
     def __init__(self, logger: logging.Logger, level: int = logging.WARNING) -> None:
         self._logger = logger
         self._level = level
-        self._next_at = 0.0
-        self._kept_back = 0
+        self._kinds: dict[str, _Kind] = {}
 
-    def say(self, message: str, *arguments: Any, about: object = None) -> None:
+    def say(self, message: str, *arguments: Any, about: object = None, kind: str = "") -> None:
+        """Log a line, if its kind may have one now: ``kind`` holds nothing of what comes from outside."""
         now = time.monotonic()
-        if now < self._next_at:
-            self._kept_back += 1
+        state = self._state_of(kind)
+        if now < state.next_at:
+            state.kept_back += 1
             return
-        more = f" ({self._kept_back} more like this)" if self._kept_back else ""
+        more = f" ({state.kept_back} more like this)" if state.kept_back else ""
         self._logger.log(self._level, message + "%s", *arguments, more, extra=fields_of(about))
-        self._next_at, self._kept_back = now + 1.0, 0
+        state.next_at, state.kept_back = now + 1.0, 0
+
+    def _state_of(self, kind: str) -> _Kind:
+        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+            kind = ""
+        return self._kinds.setdefault(kind, _Kind())
+
+
+@dataclass(slots=True)
+class _Kind:
+    next_at: float = 0.0
+    kept_back: int = 0

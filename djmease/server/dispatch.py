@@ -332,7 +332,8 @@ class Dispatch:
 
     def _refuse(self, receiver: Callback, client: Client, received: Received, reason: str) -> None:
         self.refused += 1
-        self._refusals.say("client %s may not be heard by %s: %s", client.id, receiver.path, reason, about=client)
+        told = (client.id, receiver.path, reason)
+        self._refusals.say("client %s may not be heard by %s: %s", *told, about=client, kind=reason)
         if received.is_json:
             client.write_message({"type": "mease.refused", "reason": reason, "refused": told_back(received.kind)})
 

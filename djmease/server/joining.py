@@ -18,6 +18,9 @@ logger = logging.getLogger("djmease.server")
 MAX_REFERENCE = 2**53
 """What a client may number its questions with: a number of JavaScript."""
 
+SETTINGS = {"not_listed": "no entry of MEASE_GROUPS allows it", "too_many": "it has as many as MEASE_MAX_GROUPS"}
+"""What the log says of reasons for which there is a setting."""
+
 
 class Joining:
     """Answers each question with ``joined``, ``left`` or ``refused``, with the question's ``ref`` if it has one."""
@@ -86,12 +89,14 @@ class Joining:
     def refuse(self, client: Client, fields: dict[str, Any], reason: str) -> None:
         """Tell the client why it may not."""
         self._complaints.say(
-            "client %s may not %.40r %.200r: %s",
+            "client %s may not %.40r %.200r: %s%s",
             client.id,
             fields.get("type"),
             fields.get("group"),
             reason,
+            f" ({SETTINGS[reason]})" if reason in SETTINGS else "",
             about=client,
+            kind=reason,
         )
         client.write_header({**_reply("refused", fields), "reason": reason})
 

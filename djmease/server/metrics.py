@@ -293,7 +293,7 @@ class Metrics(RequestHandler):
     async def get(self) -> None:
         refusal = self._refusal()
         if refusal is not None:
-            self._complaints.say("refused /metrics to %s: %s", self.request.remote_ip, refusal)
+            self._complaints.say("refused /metrics to %s: %s", _name(self.request.remote_ip or ""), refusal)
             self._answer(403, f"{refusal}\n", "text/plain; charset=utf-8")
             return
         try:

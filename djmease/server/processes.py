@@ -13,11 +13,14 @@ import sys
 import threading
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from django.apps import AppConfig, apps
-from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, StatReloader, get_child_arguments, get_reloader
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, get_child_arguments, get_reloader
+
+from djmease.server.sources import Stamps, stamps
 
 RELOAD_EXIT_CODE = 3
 SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
@@ -25,7 +28,7 @@ SUPERVISOR_ENV = "DJMEASE_SUPERVISOR"
 PARENT_INTERVAL = 1.0
 """Seconds between two looks of a child at whether its parent lives."""
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks for what the reloader does not see."""
+"""Seconds between two looks for what the reloader does not see, or for what mends a server that does not start."""
 STOP_TIMEOUT = 15.0
 """Seconds that a child has to end before it is killed."""
 
@@ -98,10 +101,20 @@ class Supervisor:
     """Runs a server, and beside it perhaps a site, until one signal ends both."""
 
     def __init__(
-        self, *, server: Sequence[str], site: Sequence[str] | None, write: Write, pass_fds: Sequence[int] = ()
+        self,
+        *,
+        server: Sequence[str],
+        site: Sequence[str] | None,
+        site_environment: Mapping[str, str],
+        write: Write,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._server = server
         self._site = site
+        self._site_process: Process | None = None
+        self._is_site_renewed = False
+        """Whether the site has been ended to be started again."""
+        self._site_environment = site_environment
         self._write = write
         self._pass_fds = pass_fds
         self._stopping = asyncio.Event()
@@ -111,15 +124,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in ending_signals():
             loop.add_signal_handler(number, self._stopping.set)
-        site = await self._start_site() if self._site else None
         tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._stopping.wait())]
-        if site is not None:
-            tasks.append(asyncio.create_task(self._watch_site(site)))
+        if self._site:
+            tasks.append(asyncio.create_task(self._run_site(self._site)))
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         has_been_asked = self._stopping.is_set()
         self._stopping.set()
-        if site is not None:
-            await _end(site)
+        if self._site_process is not None:
+            await _end(self._site_process)
         server_code, *_ = await asyncio.gather(*tasks)
         # A server that was asked before it could listen to signals has ended as it was asked to.
         cause = server_code if has_been_asked else max(task.result() for task in ended)
@@ -129,6 +141,7 @@ class Supervisor:
         """Run the server again and again, until it ends for another reason than a change of its code."""
         has_run = False
         while True:
+            before = await asyncio.to_thread(stamps)  # What is mended while it starts counts, too.
             process = await asyncio.create_subprocess_exec(
                 *self._server,
                 env={**os.environ, DJANGO_AUTORELOAD_ENV: "true", SUPERVISOR_ENV: str(os.getpid())},
@@ -141,7 +154,8 @@ class Supervisor:
                 has_run = True
             elif code and has_run:
                 self._write("The server does not start any more: waiting for a change of its code.\n")
-                await self._wait_for_change()
+                await self._wait_for_change(before)
+                await self._renew_site()
             else:
                 return code
 
@@ -152,29 +166,45 @@ class Supervisor:
         stopping.cancel()
         return await _end(process)
 
-    async def _wait_for_change(self) -> None:
-        """Wait until a file changes that this process has imported too, or a signal comes."""
-        changed = asyncio.Event()
-        loop = asyncio.get_running_loop()
+    async def _wait_for_change(self, before: Stamps) -> None:
+        """Wait until a file of the code changes, comes or goes, or a signal comes."""
+        while not self._stopping.is_set():
+            if changed := before ^ await asyncio.to_thread(stamps):
+                path, _ = min(changed)
+                self._write(f"{path} changed, reloading.\n")
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._stopping.wait()
 
-        def watch() -> None:
-            try:
-                StatReloader().run_loop()
-            except SystemExit:
-                loop.call_soon_threadsafe(changed.set)
+    async def _run_site(self, command: Sequence[str]) -> int:
+        """Run the site until it ends, and again where it was ended for that."""
+        while True:
+            self._is_site_renewed = False
+            site = self._site_process = await self._start_site(command)
+            if self._stopping.is_set():
+                await _end(site)  # Whoever stopped us has not seen this one.
+            code = await self._watch_site(site)
+            if self._stopping.is_set():
+                return code
+            if not self._is_site_renewed:
+                self._write(f"site | runserver has ended with exit code {code}\n")
+                return code
 
-        threading.Thread(target=watch, name="djmease-reloader", daemon=True).start()
-        waiting = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stopping.wait())]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
+    async def _renew_site(self) -> None:
+        """Start the site again: what kept the server from starting did so with the site, which may not see the cure.
 
-    async def _start_site(self) -> Process:
-        assert self._site is not None
+        Django's reloader looks at what has been imported, and not for what could not be.
+        """
+        if self._site_process is not None and not self._stopping.is_set():
+            self._is_site_renewed = True
+            await _end(self._site_process)
+
+    async def _start_site(self, command: Sequence[str]) -> Process:
         environment = {name: value for name, value in os.environ.items() if name != DJANGO_AUTORELOAD_ENV}
         return await asyncio.create_subprocess_exec(
-            *self._site,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            *command,
+            env={**environment, **self._site_environment, "PYTHONUNBUFFERED": "1"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -184,10 +214,7 @@ class Supervisor:
         assert site.stdout is not None
         while line := await _next_line(site.stdout):
             self._write(f"site | {line.decode(errors='replace')}")
-        code = await site.wait()
-        if not self._stopping.is_set():
-            self._write(f"site | runserver has ended with exit code {code}\n")
-        return code
+        return await site.wait()
 
 
 async def _next_line(stream: asyncio.StreamReader) -> bytes:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from django import template
@@ -19,6 +20,8 @@ from django.utils.safestring import SafeString
 register = template.Library()
 
 SCRIPT = "djmease/mease.js"
+PORT_ENV = "DJMEASE_SERVER_PORT"
+"""Names the variable by which ``run_websocket_server 8002 --with-site`` tells the site its port; no setting."""
 
 
 @register.simple_tag(takes_context=True)
@@ -59,19 +62,21 @@ def mease_url(context: Context | dict[str, Any]) -> str:
 def server_url() -> str:
     """Return where pages connect to, in the form that ``mease.connect()`` takes.
 
-    The rule: ``MEASE_URL``, where it is set. Else the host name in the page's own address, the port ``MEASE_PORT`` and
-    the path ``MEASE_PATH``, by ``wss://`` where the page came by ``https://``. The browser fills in host name and
-    scheme, since only it knows what it was told, whatever proxies stand between. That is right on a laptop and
-    wherever browsers reach the server's own port; behind nginx it is ``MEASE_URL = "/ws/"``.
+    The rule: ``MEASE_URL``, where it is set. Else the host name in the page's own address, the port ``MEASE_PORT`` (or
+    the one that the server beside this site was given instead) and the path ``MEASE_PATH``, by ``wss://`` where the
+    page came by ``https://``. The browser fills in host name and scheme, since only it knows what it was told, whatever
+    proxies stand between. That is right on a laptop and wherever browsers reach the server's own port; behind nginx it
+    is ``MEASE_URL = "/ws/"``.
     """
     url = settings.MEASE_URL
     if url is not None:
         return str(url)
-    if not settings.MEASE_PORT:
+    port = os.environ.get(PORT_ENV) or settings.MEASE_PORT
+    if not port:
         raise ImproperlyConfigured(
             "MEASE_PORT is 0, any free port, which pages cannot know: set MEASE_URL, for example to ':8001/'."
         )
-    return f":{settings.MEASE_PORT}{settings.MEASE_PATH or '/'}"
+    return f":{port}{settings.MEASE_PATH or '/'}"
 
 
 def _nonce(context: Context | dict[str, Any]) -> Any:

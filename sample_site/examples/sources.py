@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,11 @@ class Source:
     path: str
     since: str = ""
     """The line from which it is shown; nothing is the whole file."""
+
+    @property
+    def steps(self) -> list[str]:
+        """The path in the pieces between which a line may break."""
+        return re.findall("[^/]+/?", self.path)
 
     @property
     def lines(self) -> list[str]:

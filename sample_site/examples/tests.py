@@ -22,7 +22,7 @@ class PageTests(TestCase):
         for example in EXAMPLES:
             page = self.client.get(example.url)
             for source in example.sources:
-                self.assertContains(page, f"<summary>{source.path}", msg_prefix=example.name)
+                self.assertContains(page, f"<summary>{'<wbr>'.join(source.steps)}", msg_prefix=example.name)
                 for line in source.lines:
                     self.assertContains(page, escape(line))
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -20,9 +18,9 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from redis.exceptions import RedisError
-from tornado.netutil import bind_sockets, bind_unix_socket
 
 from djmease import checks, connections, embedded, loader
+from djmease.management import listening
 from djmease.management.terminal import let_go_of_output, open_output
 from djmease.registry import Registry
 from djmease.server.banner import banner
@@ -42,10 +40,8 @@ from djmease.server.tls import CertificateError, TLSContext, make_context, reloa
 
 logger = logging.getLogger("djmease.server")
 
-BACKLOG = 4096
 LOGGERS = ("server", "listener", "publishing", "traffic")
 DEFAULT_SITE = "127.0.0.1:8000"
-_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?(?P<port>[0-9]{1,5})")
 
 
 class Command(BaseCommand):
@@ -116,6 +112,7 @@ class Command(BaseCommand):
         return await Supervisor(
             server=server_arguments(),
             site=site_arguments(site) if site else None,
+            site_environment=listening.site_environment(options) if site else {},
             write=self._write,
             pass_fds=[] if fd is None else [fd],
         ).run()
@@ -139,7 +136,7 @@ class Command(BaseCommand):
         may_reload: bool,
     ) -> int:
         registry = _load_registry()
-        sockets = _bind(options)
+        sockets = listening.bind(options)
         server = make_server(registry, sockets, revive=revive, ssl_context=ssl_context)
         exit_code = 0
 
@@ -163,7 +160,8 @@ class Command(BaseCommand):
             raise CommandError(
                 f"The server cannot hear Redis at {connections.address()}: {connections.reason(error)}."
             ) from error
-        self._write(_banner(registry, sockets, "ws" if ssl_context is None else "wss") + "\n")
+        pages = list(listening.pages(options, sockets))
+        self._write(_banner(registry, sockets, "ws" if ssl_context is None else "wss", pages) + "\n")
         # What has been loaded stays: the collector need not walk through all of Django again and again.
         gc.collect()
         gc.freeze()
@@ -225,73 +223,12 @@ def _renew_certificate(context: TLSContext, options: dict[str, Any]) -> None:
         logger.info("new connections get the certificate that is in %s now", options["certificate"])
 
 
-def _bind(options: dict[str, Any]) -> list[socket.socket]:
-    if options["fd"] is not None:
-        return [_inherited(options["fd"])]
-    if options["unix"] is not None:
-        return [_bind_unix(options["unix"])]
-    host, port = _parse_address(options["address"])
-    try:
-        return bind_sockets(port, host, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:
-        told, cure = _no_listening(error)
-        raise CommandError(f"The server cannot listen on {host}:{port} ({told}): {cure}") from error
-
-
-def _no_listening(error: Exception) -> tuple[str, str]:
-    """Return what keeps the server from listening, and the cure."""
-    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
-    if number not in (None, errno.EADDRNOTAVAIL):
-        cure = "stop what listens there, or name another port: python manage.py run_websocket_server 8002"
-    else:
-        cure = "set MEASE_HOST, or what is named instead, to an address of this machine, as 127.0.0.1, or to 0.0.0.0"
-    return os.strerror(number) if number else getattr(error, "strerror", None) or str(error), cure
-
-
-def _parse_address(text: str | None) -> tuple[str, int]:
-    if text is None:
-        return settings.MEASE_HOST, settings.MEASE_PORT
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match["port"]) > 65535:
-        raise CommandError(
-            f"{text!r} is not an address: it should be a port, or an address and a port, as 0.0.0.0:8001"
-        )
-    return (match["host"] or settings.MEASE_HOST).strip("[]"), int(match["port"])
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Listen on a Unix socket; one that a dead server has left is replaced, one that answers is in use."""
-    if not path:
-        raise CommandError("--unix names no path: say one, as /run/shop/websocket.sock, or leave it out.")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            pass
-        else:
-            raise CommandError(f"Another server listens on {path}: stop it, or name another path.")
-    umask = os.umask(0)
-    os.umask(umask)
-    try:
-        return bind_unix_socket(path, mode=0o666 & ~umask, backlog=BACKLOG)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"The server cannot listen on {path}: {error}") from error
-
-
-def _inherited(number: int) -> socket.socket:
-    try:
-        inherited = socket.socket(fileno=number)
-        inherited.setblocking(False)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--fd {number} is not an open socket: {error}") from error
-    return inherited
-
-
-def _banner(registry: Registry, sockets: list[socket.socket], scheme: str) -> str:
+def _banner(registry: Registry, sockets: list[socket.socket], scheme: str, pages: list[str]) -> str:
     redis = connections.address()
     return banner(
         registry=registry,
         settings_module=os.environ.get("DJANGO_SETTINGS_MODULE", "settings.configure()"),
         addresses=addresses(sockets, scheme),
+        pages=pages,
         redis=f"{redis} (embedded Valkey)" if connections.is_embedded() else redis,
     )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+import threading
+import time
+from http.client import HTTPConnection, HTTPException
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -22,7 +27,7 @@ ANNOUNCEMENTS = [
 ]
 QUESTIONS = ["What is lost while a page is away?", "How many herrings are a mease?"]
 
-GREETING = """\
+GREETING = """
 The sample site   {site}   (open it in two windows)
 Its admin         {site}admin/   (log in as demo, password demo)
 
@@ -36,16 +41,34 @@ class Command(BaseCommand):
 
     def handle(self, *args, **options) -> None:
         refuse_without_debug()
+        refuse_a_port_in_use("SAMPLE_SITE_PORT", settings.SAMPLE_SITE_PORT)
+        refuse_a_port_in_use("SAMPLE_SITE_WEBSOCKET_PORT", settings.MEASE_PORT)
         call_command("migrate", interactive=False, verbosity=0)
         make_users()
         make_content()
-        self.stdout.write(GREETING.format(site=f"http://{site_address()}/"))
+        threading.Thread(target=self.greet, daemon=True).start()
         run_server()
+
+    def greet(self) -> None:
+        """Say where to go when somebody can go there, below all that the two servers say of themselves."""
+        while not is_up():
+            time.sleep(0.2)
+        self.stdout.write(GREETING.format(site=f"http://{site_address()}/"))
 
 
 def refuse_without_debug() -> None:
     if not settings.DEBUG:
         raise CommandError("The demo makes users whose password is known: it runs only while DEBUG is on.")
+
+
+def refuse_a_port_in_use(variable: str, port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise CommandError(
+            f"Port {port} cannot be used ({os.strerror(error.errno)}): stop what listens there, or name another, "
+            f"for example {variable}={port + 100} python manage.py demo"
+        ) from error
 
 
 def make_users() -> None:
@@ -70,6 +93,24 @@ def make_content() -> None:
 
 def site_address() -> str:
     return f"127.0.0.1:{settings.SAMPLE_SITE_PORT}"
+
+
+def is_up() -> bool:
+    """Tell whether the site listens, and its WebSocket server is ready; one on any free port is not asked."""
+    try:
+        socket.create_connection(("127.0.0.1", settings.SAMPLE_SITE_PORT), timeout=5).close()
+        return not settings.MEASE_PORT or is_ready(settings.MEASE_PORT)
+    except (OSError, HTTPException):
+        return False
+
+
+def is_ready(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
 
 
 def run_server() -> None:
