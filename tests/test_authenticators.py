@@ -318,6 +318,7 @@ def test_each_entry_of_a_list_is_checked(settings: Any, name: str, value: Any, w
 def test_good_lists_are_no_fault(settings: Any) -> None:
     settings.MEASE_TRUSTED_PROXIES = ["127.0.0.1", "::1", "10.0.0.0/8", "unix"]
     settings.MEASE_ALLOWED_ORIGINS = ["*"]
+    settings.MEASE_URL = "/ws/"
     settings.MEASE_AUTHENTICATORS = [named("by_header")]
     settings.MEASE_REDIS_URL = "redis://localhost"
     assert found() == []
