@@ -106,3 +106,21 @@ def test_what_is_stopped_before_it_began_leaves_nothing(log_of: Log) -> None:
 
     asyncio.run(run())
     assert log_of() == []
+
+
+def test_nothing_begins_once_all_is_stopped() -> None:
+    began: list[str] = []
+
+    async def work() -> None:
+        began.append("it")
+
+    async def run() -> None:
+        tasks = Background(LOGGER)
+        await tasks.stop()
+        tasks.run("what ends", work())
+        tasks.keep("what lasts", work)
+        while tasks._tasks:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert began == []

@@ -253,7 +253,7 @@ def test_an_embedded_valkey_that_died_is_revived(redis: str, own_valkey: Embedde
 def test_more_channels_than_one_timeout_has_time_for_are_subscribed_and_others_get_their_turn(
     redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 0.6)
+    monkeypatch.setattr(listener_module, "CONNECT_TIMEOUT", 1.5)
     monkeypatch.setattr(listener_module, "MAX_BATCH", 1)
 
     async def run(count: int) -> tuple[float, int]:

@@ -25,6 +25,7 @@ class Background:
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
 
     def run(self, name: str, work: Work) -> None:
         """Run something to its end."""
@@ -35,7 +36,8 @@ class Background:
         self._start(self._keep(name, begin))
 
     async def stop(self) -> None:
-        """Cancel all of it, and return when it has ended."""
+        """Cancel all of it, and return when it has ended; nothing begins any more."""
+        self._is_stopped = True
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -43,6 +45,8 @@ class Background:
 
     def _start(self, work: Work) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
+        if self._is_stopped:
+            task.cancel()
         # The loop itself holds a task only weakly.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -26,7 +26,7 @@ REPLY_EXPIRY = 30
 """Seconds for which an answer waits to be read."""
 MAX_ANSWERS = 1000
 """Answers that may wait for Redis; the oldest go."""
-MAX_BACKOFF = 5.0
+RETRY_PAUSE = 5.0
 """Seconds between two attempts, at most, where there is no interval."""
 
 
@@ -86,7 +86,7 @@ class Reporter:
                     await self._write_or_connect_anew()
                 except Exception as error:
                     self._trouble.note(error)
-                    self._due_at = time.monotonic() + (self._interval or MAX_BACKOFF) * random.uniform(0.5, 1.0)
+                    self._due_at = time.monotonic() + (self._interval or RETRY_PAUSE) * random.uniform(0.5, 1.0)
                 else:
                     self._trouble.note(None)
         finally:
@@ -105,7 +105,7 @@ class Reporter:
         left = None if self._interval is None else max(0.0, self._due_at - time.monotonic())
         # After a failure nothing is tried before its time.
         if self._trouble.reason is not None:
-            await asyncio.sleep(MAX_BACKOFF if left is None else left)
+            await asyncio.sleep(RETRY_PAUSE if left is None else left)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(left):

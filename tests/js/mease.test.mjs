@@ -226,6 +226,7 @@ describe("a server whose openers take their time", () => {
       world.socket.receive(PONG);
     }
     assert.deepEqual([live.state, world.sockets.length], ["connecting", 1]);
+    assert.deepEqual(world.warnings, ["mease: connected, and not open yet: does one of the server's openers not return?"]);
     await world.pass(36);
     assert.deepEqual(events.map(([name]) => name), ["reconnecting"]);
   });

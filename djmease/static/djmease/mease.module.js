@@ -131,6 +131,7 @@
     #heardAt = 0;
     #isProbing = false;
     #hasWarned = false;
+    #isLate = false;                    // whether it was said that the server is not ready yet
     #listening = new AbortController();
 
     constructor(url, options) {
@@ -243,6 +244,7 @@
       if (this.#socket.protocol !== PROTOCOL) return this.#lose(BROKEN, `the server does not speak ${PROTOCOL}`);
       this.#attempt = null;
       this.#openedAt = this.#heardAt = Date.now();
+      this.#isLate = false;
       this.#watch();
       for (const membership of this.#memberships.values()) this.#ask("join", membership);
     }
@@ -329,9 +331,16 @@
     }
 
     #look() {
+      this.#sayLate();
       if (this.#isProbing) this.#lose(BROKEN, "no answer to a ping");
       else if (Math.abs(Date.now() - this.#heardAt) >= this.#heartbeat) this.#probe();
       else this.#watch();
+    }
+
+    #sayLate() {
+      if (this.#state === "open" || this.#isLate || Date.now() - this.#openedAt < DIAL_TIMEOUT) return;
+      this.#isLate = true;
+      console.warn("mease: connected, and not open yet: does one of the server's openers not return?");
     }
 
     #probe() {
