@@ -132,7 +132,7 @@ def _readme_table(result: Result) -> str:
     rows = [
         [
             f"{row.title}, {row.unit}",
-            *(number(result.figures[row.figure].get(name)) for name in names),
+            *(_escaped(number(result.figures[row.figure].get(name))) for name in names),
             times(row.ratio(result.figures)),
             wanted(row),
         ]
@@ -143,6 +143,11 @@ def _readme_table(result: Result) -> str:
     body = [" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
     top = " ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True)).rstrip()
     return "\n".join([rule, top, rule, *body, rule, ""])
+
+
+def _escaped(cell: str) -> str:
+    # A hyphen alone would be a list of one empty item in reStructuredText.
+    return r"\-" if cell == "-" else cell
 
 
 # The plot

@@ -368,6 +368,8 @@ def _users(user: Any) -> list[str]:
 def check_routing(routing: str) -> None:
     """Raise ``ValueError`` or ``UnknownRouting``, as ``publish`` does, for a name that it does not take."""
     messages.check_routing(routing)
+    if not hasattr(settings, "MEASE_STRICT_ROUTING"):
+        raise ImproperlyConfigured("djmease is not in INSTALLED_APPS: add it there, so that its settings have their defaults.")
     if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
         raise UnknownRouting(routing, loader.closest_routings(routing))
 

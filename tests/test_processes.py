@@ -18,7 +18,7 @@ def run(site: str) -> tuple[int, str]:
 
     async def supervise() -> int:
         server, beside = [sys.executable, "-c", SERVER], [sys.executable, "-c", site]
-        return await Supervisor(server=server, site=beside, write=written.append).run()
+        return await Supervisor(server=server, site=beside, site_environment={}, write=written.append).run()
 
     return asyncio.run(supervise()), "".join(written)
 
