@@ -369,7 +369,7 @@ def check_routing(routing: str) -> None:
     """Raise ``ValueError`` or ``UnknownRouting``, as ``publish`` does, for a name that it does not take."""
     messages.check_routing(routing)
     if not hasattr(settings, "MEASE_STRICT_ROUTING"):
-        raise ImproperlyConfigured("djmease is not in INSTALLED_APPS: add it there, so that its settings have their defaults.")
+        raise ImproperlyConfigured("'djmease' is not in INSTALLED_APPS: add it; its settings have no defaults without.")
     if settings.MEASE_STRICT_ROUTING and not loader.is_sent(routing):
         raise UnknownRouting(routing, loader.closest_routings(routing))
 

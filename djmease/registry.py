@@ -349,7 +349,7 @@ def _unknown_parameter(parameter: inspect.Parameter, kind: Kind) -> str:
     if parameter.kind is parameter.KEYWORD_ONLY:
         return f"it requires the option {name!r} ({name.upper()} in settings)"
     closest = difflib.get_close_matches(name, [*ARGUMENTS[kind], *_SPELLINGS], n=1, cutoff=0.5)
-    meant = f"; did you mean {closest[0]!r}?" if closest else ""
+    meant = f" (did you mean {closest[0]!r}?)" if closest else ""
     return f"a {kind} is given {', '.join(ARGUMENTS[kind])}, and nothing for its parameter {name!r}{meant}"
 
 

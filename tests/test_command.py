@@ -147,6 +147,13 @@ def test_a_server_of_nohup_outlives_its_terminal(project: Project) -> None:
             assert client.recv(5) == text
 
 
+def test_what_the_checks_warn_of_is_said_when_it_starts(project: Project) -> None:
+    project.settings("MEASE_ROUTE = {'news': 'djmease.senders.broadcast'}")
+    server = project.start("run_websocket_server")
+    server.port()
+    eventually(lambda: "MEASE_ROUTE is not" in server.err and "djmease.W003" in server.err, "the warning")
+
+
 @pytest.mark.parametrize("address", ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"])
 def test_forms_of_an_address(project: Project, address: str) -> None:
     if "::" in address and not socket.has_ipv6:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from djmease import connections, embedded, publishing
 from djmease.embedded import EmbeddedValkey
 from djmease.messages import Message, decode
 from djmease.test import captured_messages
-from tests.support import DEADLINE
+from tests.support import DEADLINE, ROOT
 
 Log = Callable[[], list[str]]
 
@@ -372,3 +373,9 @@ def test_an_embedded_valkey_whose_directory_cannot_be_one_is_a_failure_of_redis(
 )
 def test_passwords_are_masked(url: str, masked: str) -> None:
     assert connections.masked(url) == masked
+
+
+def test_a_site_without_the_app_is_told_to_add_it() -> None:
+    code = "from django.conf import settings; settings.configure(); import djmease; djmease.publish('news', 'x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert "ImproperlyConfigured: 'djmease' is not in INSTALLED_APPS: add it" in done.stderr

@@ -135,7 +135,7 @@ class Command(BaseCommand):
         *,
         may_reload: bool,
     ) -> int:
-        registry = _load_registry()
+        registry, warnings = _load_registry()
         sockets = listening.bind(options)
         server = make_server(registry, sockets, revive=revive, ssl_context=ssl_context)
         exit_code = 0
@@ -162,6 +162,8 @@ class Command(BaseCommand):
             ) from error
         pages = list(listening.pages(options, sockets))
         self._write(_banner(registry, sockets, "ws" if ssl_context is None else "wss", pages) + "\n")
+        for warning in warnings:
+            logger.warning("%s", warning)
         # What has been loaded stays: the collector need not walk through all of Django again and again.
         gc.collect()
         gc.freeze()
@@ -191,12 +193,13 @@ def _configure_logging(*, verbose: bool) -> None:
             logger.addHandler(handler)
 
 
-def _load_registry() -> Registry:
-    """Resolve the registry, and refuse to start with any fault that ``manage.py check`` calls an error."""
-    errors = [fault for fault in checks.faults() if fault.is_error]
+def _load_registry() -> tuple[Registry, list[str]]:
+    """Resolve the registry, and return it with what ``manage.py check`` warns of; refuse what it calls an error."""
+    faults = [(fault.is_error, f"{fault.message} {fault.hint} ({fault.id})") for fault in checks.faults()]
+    errors = [text for is_error, text in faults if is_error]
     if errors:
-        raise CommandError("\n".join(f"{fault.message} {fault.hint} ({fault.id})" for fault in errors))
-    return loader.load().registry
+        raise CommandError("\n".join(errors))
+    return loader.load().registry, [text for _, text in faults]
 
 
 def _ssl_context(options: dict[str, Any]) -> TLSContext | None:
