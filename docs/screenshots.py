@@ -51,8 +51,8 @@ MAKE_USERS = (
 )
 SHOTS = (
     # Name, width, height, colours, query, what is brought to the top.
-    ("status-light", 1280, 1240, "light", "", None),
-    ("status-dark", 1280, 1240, "dark", "", None),
+    ("status-light", 1280, 1152, "light", "", None),
+    ("status-dark", 1280, 1152, "dark", "", None),
     ("status-phone", 390, 1500, "light", "", None),
     ("status-phone-dark", 390, 1500, "dark", "", None),
     ("status-clients", 1280, 760, "light", "?clients=1", "clients"),
@@ -207,7 +207,7 @@ def take(window: Window, site: SampleSite, folder: Path) -> None:
 
 def take_red(window: Window, site: SampleSite, folder: Path) -> None:
     """Take what the page says when Redis hangs."""
-    show_at(window, 1280, 480, "light")
+    show_at(window, 1280, 452, "light")
     window.load(f"{site.address}{PAGE}")
     pid = int((site.home / "valkey" / "valkey.pid").read_text())
     os.kill(pid, signal.SIGSTOP)
@@ -221,6 +221,7 @@ def take_red(window: Window, site: SampleSite, folder: Path) -> None:
 def show_at(window: Window, width: int, height: int, colours: str) -> None:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     # Nothing is to be taken in the middle of its changing.
     features = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}
     media = [{"name": name, "value": value} for name, value in features.items()]
