@@ -379,6 +379,7 @@ def test_a_client_that_sends_too_much_is_read_again_when_half_of_it_is_done(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 10)
+    monkeypatch.setattr(lanes, "HOP_TIME", 0.0)
     may_go_on = threading.Semaphore(0)
     seen: list[str] = []
 
@@ -486,10 +487,44 @@ def test_a_client_whose_receivers_never_come_to_what_it_sent_is_closed(
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "what you send is not handled in time")
     assert server.server._dispatch.given_up == 1
-    assert any("that its receivers did not come to" in line for line in log_of())
+    assert any("its receivers came to none in" in line for line in log_of())
     may_go_on.set()
     eventually(lambda: events == ["0", "1", "2", "3", "4", "closed"])
     eventually(lambda: server.server._dispatch.heard.size == 0)
+
+
+def test_a_client_whose_receivers_come_to_some_of_what_it_sent_is_waited_for(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "MAX_CLIENT_LANE", 10)
+    monkeypatch.setattr(lanes, "HOP_TIME", 0.0)
+    may_go_on = threading.Semaphore(0)
+
+    @djmease.receiver
+    def slow(client: Any, message: str) -> None:
+        assert may_go_on.acquire(timeout=DEADLINE)
+        client.write_message(message)
+
+    server = start_server()
+    client = server.connect()
+    for index in range(12):
+        client.send(str(index))
+    (handler,) = server.server.clients.snapshot()
+    dispatch_of_server, lane = server.server._dispatch, server.server._dispatch._client_lanes[handler]
+    eventually(lambda: lane.pause is not None)
+    for index in range(2):
+        may_go_on.release()
+        assert client.recv(DEADLINE) == str(index)
+        eventually(lambda: lane.moves)
+        server.call(lambda: dispatch_of_server._give_up(lane, handler))
+        assert dispatch_of_server.given_up == 0
+        assert lane.pause is not None
+    server.call(lambda: dispatch_of_server._give_up(lane, handler))
+    assert dispatch_of_server.given_up == 1
+    may_go_on.release(10)
+    with pytest.raises(ConnectionClosed):
+        client.recv(DEADLINE)
+    assert client.protocol.close_code == 1013
 
 
 def test_a_closer_runs_while_all_other_workers_are_busy(start_server: StartServer, settings: Any) -> None:

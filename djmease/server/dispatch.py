@@ -41,7 +41,7 @@ MAX_WAITING = 128 * 1024 * 1024
 MAX_HEARD = 64 * 1024 * 1024
 """Bytes that may wait for all clients before those for whom something waits are not read any more."""
 MAX_PAUSE = 60.0
-"""Seconds that a client is not read because its receivers do not keep up, before it is closed."""
+"""Seconds in which receivers come to nothing of a client that is not read for that, before it is closed."""
 MAX_IDENTITY_AGE = 30.0
 """Seconds after which a user is read again, so that a right that was revoked does not live as long as the tab."""
 Result = TypeVar("Result")
@@ -197,7 +197,11 @@ class Dispatch:
             return
         if client.ws_connection is not None:
             client.ws_connection.pause_reading()
-            lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
+            self._pause(lane, client)
+
+    def _pause(self, lane: Lane, client: Client) -> None:
+        lane.moves = False
+        lane.pause = self.loop.call_later(MAX_PAUSE, self._give_up, lane, client)
 
     def asked(self, client: Client, fields: dict[str, Any], size: int) -> None:
         """Do what a client asks for by a header of ``mease.v1`` of so many bytes, behind what it has sent before."""
@@ -309,9 +313,13 @@ class Dispatch:
 
     def _give_up(self, lane: Lane, client: Client) -> None:
         lane.pause = None
+        if lane.moves:
+            # Many may have come at once, and each be served a little: to send them away would bring them all again.
+            self._pause(lane, client)
+            return
         self.given_up += 1
         self._overrun.say(
-            "client %s has sent %d messages that its receivers did not come to in %d s; it is closed with 1013",
+            "client %s has sent %d messages, and its receivers came to none in %d s; it is closed with 1013",
             client.id,
             len(lane),
             MAX_PAUSE,

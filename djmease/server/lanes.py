@@ -90,7 +90,18 @@ class Closing:
 class Lane:
     """What waits for one routing or one client, done in order, one thing at a time."""
 
-    __slots__ = ("_entries", "_is_running", "_keeper", "_taken", "_waiting", "about", "closing", "pause", "size")
+    __slots__ = (
+        "_entries",
+        "_is_running",
+        "_keeper",
+        "_taken",
+        "_waiting",
+        "about",
+        "closing",
+        "moves",
+        "pause",
+        "size",
+    )
 
     def __init__(self, keeper: Keeper, about: str | Client, waiting: Waiting) -> None:
         self._keeper = keeper
@@ -105,6 +116,8 @@ class Lane:
         """Bytes that a thread has taken, and that the loop has still to count as gone."""
         self.pause: asyncio.TimerHandle | None = None
         """While the client is not read: when it is given up."""
+        self.moves = False
+        """Whether something has been done since that was set."""
         self.closing: Closing | None = None
         """Of a client that has gone."""
 
@@ -149,6 +162,7 @@ class Lane:
         if self._taken:
             self._release(self._taken)
             self._taken = 0
+        self.moves = True
         if self.pause is not None and len(self) < MAX_CLIENT_LANE / 2 and self.size < MAX_CLIENT_WAITING / 2:
             self._keeper.resume(self)
         while self._entries:
