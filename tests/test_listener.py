@@ -310,6 +310,31 @@ def test_what_is_for_everybody_is_heard_while_it_still_subscribes(
         assert asyncio.run(run(publisher)) == ["for all"]
 
 
+def test_what_is_joined_while_it_still_subscribes_is_heard_when_it_has(
+    redis: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "MAX_BATCH", 10)
+
+    async def run() -> set[str]:
+        held = (listener := make_listener())._subscriptions
+        for index in range(listener_module.MAX_BATCH):
+            held.hold(held.of_group(f"room.{index}"))
+        confirmed = held.confirmed
+
+        def confirm(channel: str) -> None:
+            confirmed(channel)
+            if channel == held.of_group("room.0"):
+                held.hold(held.of_group("late"))
+
+        monkeypatch.setattr(held, "confirmed", confirm)
+        await listener.start()
+        heard = {channel for channel in held._held if channel in held._confirmed}
+        await listener._drop()
+        return heard
+
+    assert len(asyncio.run(run())) == listener_module.MAX_BATCH + 1
+
+
 def test_a_server_that_answers_nothing_at_the_start_is_a_timeout(
     redis: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

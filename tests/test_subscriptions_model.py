@@ -51,6 +51,7 @@ class Model:
         self.redis: Redis | None = None
         self.to_confirm = 0
         """How many confirmations are waited for before the connection counts."""
+        self.asked_for_more = False
         self.is_connected = False
         self.unsent: deque[Command] = deque()
         """Changes that were taken and are sent one after another."""
@@ -107,9 +108,8 @@ class Model:
         channels = self.subscriptions.channels()
         assert set(channels) == set(self.held)
         self.redis = Redis()
-        self.redis.commands.extend(("subscribe", channel) for channel in channels)
-        self.to_confirm = len(channels)
-        self._count_confirmed(0)
+        self.asked_for_more = False
+        self._subscribe(channels)
 
     def lose_connection(self) -> None:
         self.redis = None
@@ -133,11 +133,22 @@ class Model:
             if not self.is_connected:
                 self._count_confirmed(1)
 
+    def _subscribe(self, channels: list[str]) -> None:
+        assert self.redis is not None
+        self.redis.commands.extend(("subscribe", channel) for channel in channels)
+        self.to_confirm = len(channels)
+        self._count_confirmed(0)
+
     def _count_confirmed(self, count: int) -> None:
         self.to_confirm -= count
-        if not self.to_confirm:
+        if self.to_confirm:
+            return
+        if self.asked_for_more:
             self.is_connected = True
             self.subscriptions.connected()
+        else:
+            self.asked_for_more = True
+            self._subscribe(self.subscriptions.more_channels())
 
     def time_passes(self) -> None:
         """Let all that nobody holds have been idle for long enough; the loop looks at that now and then."""

@@ -152,8 +152,10 @@ class Listener:
                 await self._ask(connection, deadline, "SUBSCRIBE", self._heartbeat_channel, self._control_channel)
                 # What is for everybody comes first, so that as little of it as can be is missed.
                 await self._ask(connection, deadline, "PSUBSCRIBE", _escaped(self._prefix) + b"*")
-                for channels in _batches(self._subscriptions.channels()):
-                    await self._ask(connection, deadline, "SUBSCRIBE", *channels)
+                # What is joined meanwhile is heard, too, before clients are told to ask for what they missed.
+                for find in (self._subscriptions.channels, self._subscriptions.more_channels):
+                    for channels in _batches(find()):
+                        await self._ask(connection, deadline, "SUBSCRIBE", *channels)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

@@ -190,8 +190,19 @@ class Subscriptions:
             self._pending = Counter(wanted)
             return wanted
 
+    def more_channels(self) -> list[str]:
+        """Return what has come to the channels since they were returned last, while the connection is subscribed."""
+        with self._lock:
+            return self._take_new()
+
+    def _take_new(self) -> list[str]:
+        new = list(self._new)
+        self._new.clear()
+        self._pending.update(new)
+        return new
+
     def connected(self) -> None:
-        """Say that the connection is subscribed to all that ``channels`` returned."""
+        """Say that the connection is subscribed to all that ``channels`` and ``more_channels`` returned."""
         with self._lock:
             self._is_connected = True
         self._connected.set()
@@ -239,9 +250,7 @@ class Subscriptions:
         with self._lock:
             if not self._is_connected:
                 return Changes(unsubscribe=[], subscribe=[])
-            subscribe = list(self._new)
-            self._new.clear()
-            self._pending.update(subscribe)
+            subscribe = self._take_new()
             # One that has not been confirmed yet has to wait for that.
             unsubscribe = [channel for channel in self._expired() if not self._pending[channel]]
             for channel in unsubscribe:
