@@ -77,6 +77,36 @@ def test_a_client_may_go_on_for_ever_at_the_rate(start_server: StartServer, sett
         eventually(lambda began=began: time.monotonic() >= began + 0.002)
 
 
+def test_who_was_not_read_for_a_while_has_sent_at_its_rate_meanwhile(start_server: StartServer, settings: Any) -> None:
+    settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1000, 150
+    may_go_on = threading.Event()
+
+    @djmease.receiver
+    def slow(client: Any, message: Any) -> None:
+        may_go_on.wait(DEADLINE)
+        client.write_message(message)
+
+    server = start_server()
+    client = server.connect()
+    connection = server.server.clients.snapshot()[0].ws_connection
+    assert connection is not None
+    for number in range(120):
+        client.send(str(number))
+    eventually(lambda: not connection.is_reading, "a pause")
+    paused_at = time.monotonic()
+    eventually(lambda: time.monotonic() >= paused_at + 0.5)
+    for number in range(120, 420):
+        client.send(str(number))
+    may_go_on.set()
+    assert [client.recv(DEADLINE) for _ in range(420)] == [str(number) for number in range(420)]
+    # From then on it is as before.
+    with pytest.raises(ConnectionClosed):
+        for _ in range(10_000):
+            client.ping()
+        client.recv(DEADLINE)
+    assert client.protocol.close_code == 4429
+
+
 @pytest.mark.usefixtures("echo")
 def test_pings_are_counted_as_messages_are(start_server: StartServer, settings: Any) -> None:
     settings.MEASE_MAX_MESSAGE_RATE, settings.MEASE_MAX_MESSAGE_BURST = 1, 20

@@ -390,9 +390,9 @@ class Client(WebSocketHandler):
         connection = self.ws_connection
         if connection is None:
             return False
-        now, spent = connection.heard_at, self._spent_until
-        self._spent_until = spent = (now if now > spent else spent) + self._message_cost
-        if spent - now <= self._message_allowance:
+        sent_from, spent = connection.sent_from, self._spent_until
+        self._spent_until = spent = (sent_from if sent_from > spent else spent) + self._message_cost
+        if spent - connection.heard_at <= self._message_allowance:
             return True
         self._limits.complain_of_messages(self)
         connection.cut_off(4429, "you send too many messages")

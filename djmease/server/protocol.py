@@ -39,6 +39,8 @@ PING: Final = 0x9
 PONG: Final = 0xA
 
 READ_SIZE = 65536
+CATCHING_UP = 1.0
+"""Seconds after a pause in which what is read may have been sent during the pause."""
 SMALL_FRAGMENT = 1024
 """Bytes below which a fragment counts as a message: there are no end of them in one."""
 CLOSE_TIMEOUT = 5.0
@@ -323,6 +325,9 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """When the kernel last took something of the backlog, in the time of the loop."""
         self.heard_at = 0.0
         """When anything came last, in the time of the loop: a sign of life."""
+        self.sent_from = 0.0
+        """When what came last was sent at the earliest: while it was not read the client may have gone on sending."""
+        self._catches_up_until = 0.0
 
     # The handshake and the hand-over
 
@@ -389,6 +394,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self.closing = False
+        self.sent_from = self._loop.time()
         self.resume_reading()
         if unsent:
             self._keep(unsent)
@@ -401,6 +407,11 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         if self._is_reading and not self.closing and self._socket is not None:
             self._is_reading = False
             self._readers.remove(self._socket)
+            self._note_sending(self._loop.time())
+
+    def _note_sending(self, now: float) -> None:
+        if now > self._catches_up_until:
+            self.sent_from = now
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -408,6 +419,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._is_reading = True
             # What it has said meanwhile is still in the kernel.
             self.heard_at = self._loop.time()
+            self._catches_up_until = self.heard_at + CATCHING_UP
             self._readers.add(self._socket, self)
 
     @property
@@ -426,6 +438,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             data = b""
         if data:
             self.heard_at = self._loop.time()
+            self._note_sending(self.heard_at)
             self._readers.bytes_in += len(data)
             self._feed(data)
         else:
