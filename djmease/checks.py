@@ -19,6 +19,7 @@ from djmease import connections, embedded, loader
 from djmease.conf import MeaseConf
 from djmease.loader import Fault
 from djmease.messages import RESERVED_PREFIX, is_valid_name
+from djmease.registry import is_pattern
 
 ANY_ORIGIN = "*"
 
@@ -75,7 +76,14 @@ def _proxy_warnings() -> Iterator[CheckMessage]:
 
 def faults() -> list[Fault]:
     """Return every fault there is, errors and warnings, as the server wants them too."""
-    return [*_unknown_settings(), *_out_of_range(), *_redis_faults(), *_login_faults(), *_loader_faults()]
+    return [
+        *_unknown_settings(),
+        *_out_of_range(),
+        *_burst_faults(),
+        *_redis_faults(),
+        *_login_faults(),
+        *_loader_faults(),
+    ]
 
 
 def _loader_faults() -> Iterator[Fault]:
@@ -237,6 +245,22 @@ def _list_faults(name: str, rule: Callable[[Any], bool], expected: str, example:
         if not rule(entry):
             hint = f"It should be {expected}, {example}."
             yield Fault(id="djmease.E008", message=f"{name}[{index}] is {entry!r}.", hint=hint)
+
+
+def _burst_faults() -> Iterator[Fault]:
+    names, groups, burst = settings.MEASE_GROUPS, settings.MEASE_MAX_GROUPS, settings.MEASE_MAX_MESSAGE_BURST
+    if settings.MEASE_MAX_MESSAGE_RATE is None or not isinstance(names, dict):
+        return
+    if not any(isinstance(name, str) and is_pattern(name) for name in names):
+        return  # A page can be in no more groups than there are names.
+    if type(groups) is int and type(burst) is int and 1 <= burst <= groups:
+        yield Fault(
+            id="djmease.W008",
+            message=f"MEASE_MAX_GROUPS is {groups}, and MEASE_MAX_MESSAGE_BURST {burst}: a page in so many groups asks "
+            "for all of them when it comes back, and is closed with 4429 for that, each time.",
+            hint="Let MEASE_MAX_MESSAGE_BURST be greater than MEASE_MAX_GROUPS, by what else a page sends at once.",
+            is_error=False,
+        )
 
 
 def _login_faults() -> Iterator[Fault]:

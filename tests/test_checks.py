@@ -177,6 +177,18 @@ def test_an_unknown_setting_is_a_warning_with_the_closest(settings: Any) -> None
     assert any("djmease.W003 MEASE_XYZZY" in fault and "MEASE_URL" in fault for fault in faults)
 
 
+def test_pages_that_could_not_come_back_to_all_of_their_groups_are_a_warning(settings: Any) -> None:
+    settings.MEASE_MAX_GROUPS = 600
+    settings.MEASE_GROUPS = {"news": True}
+    assert found() == [], "a page can join one group"
+    settings.MEASE_GROUPS = {"news": True, "board.*": True}
+    assert any("djmease.W008 MEASE_MAX_GROUPS is 600, and MEASE_MAX_MESSAGE_BURST 500" in fault for fault in found())
+    settings.MEASE_MAX_MESSAGE_BURST = 800
+    assert found() == []
+    settings.MEASE_MAX_MESSAGE_BURST, settings.MEASE_MAX_MESSAGE_RATE = 500, None
+    assert found() == []
+
+
 def test_a_duplicate_is_a_warning_that_names_both_places(settings: Any) -> None:
     settings.MEASE_ROUTES = {"news": [BROADCAST, BROADCAST]}
     settings.MEASE_RECEIVERS = ["tests.test_checks.receive"]
