@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 import djmease
 from djmease import loader
@@ -526,3 +527,24 @@ def test_the_schema_in_the_docs_is_that_of_what_is_said(start_server: StartServe
         (ROOT / "djmease" / name).read_text() for name in ("server/joining.py", "server/running.py", "registry.py")
     )
     assert all(f'"{reason}"' in source for reason in reasons)
+
+
+def test_a_page_that_asks_for_as_many_groups_as_it_may_has_its_pings_answered_while_openers_run(
+    start_server: StartServer, settings: Any
+) -> None:
+    settings.MEASE_GROUPS = {"board.*": True}
+    may_go_on = threading.Event()
+
+    @djmease.opener
+    def slow() -> None:
+        assert may_go_on.wait(DEADLINE)
+
+    with connect(start_server().url, subprotocols=[Subprotocol("mease.v1")]) as page:
+        for number in range(settings.MEASE_MAX_GROUPS):
+            page.send(f'\x1e{{"type":"join","group":"board.{number}"}}')
+        page.send('\x1e{"type":"ping"}')
+        assert page.recv(DEADLINE) == '\x1e{"type":"pong"}'
+        may_go_on.set()
+        assert page.recv(DEADLINE) == '\x1e{"type":"ready"}'
+        for number in range(settings.MEASE_MAX_GROUPS):
+            assert page.recv(DEADLINE) == f'\x1e{{"type":"joined","group":"board.{number}"}}'

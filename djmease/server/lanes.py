@@ -24,8 +24,9 @@ logger = logging.getLogger("djmease.server")
 
 HOP_TIME = 0.005
 """Seconds after which a hop to a thread gives the rest of its lane back."""
-MAX_CLIENT_LANE = 100
-"""Calls that may wait for one client before it is not read any more."""
+MAX_CLIENT_LANE = 200
+"""Calls that may wait for one client before it is not read any more: a page that has asked for as many groups as it may
+by default has its pings answered while openers run."""
 MAX_CLIENT_WAITING = 1024 * 1024
 """Bytes that may wait for one client before it is not read any more."""
 
