@@ -407,11 +407,9 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         if self._is_reading and not self.closing and self._socket is not None:
             self._is_reading = False
             self._readers.remove(self._socket)
-            self._note_sending(self._loop.time())
-
-    def _note_sending(self, now: float) -> None:
-        if now > self._catches_up_until:
-            self.sent_from = now
+            now = self._loop.time()
+            if now > self._catches_up_until:
+                self.sent_from = now
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -437,8 +435,9 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         except OSError:
             data = b""
         if data:
-            self.heard_at = self._loop.time()
-            self._note_sending(self.heard_at)
+            self.heard_at = now = self._loop.time()
+            if now > self._catches_up_until:
+                self.sent_from = now
             self._readers.bytes_in += len(data)
             self._feed(data)
         else:
