@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from django.core.exceptions import PermissionDenied
@@ -72,6 +73,22 @@ class _Finished:
 _FINISHED = _Finished()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What all clients of a server share."""
+
+    events: Events
+    outbox: Outbox
+    readers: Readers
+    refuse: Callable[[HTTPServerRequest, str | None], str | None]
+    """Given a handshake and the host that a proxy says was asked for: why it is refused with 403."""
+    proxies: Proxies
+    limits: Limits[Client]
+    complaints: Complaints
+    max_message_size: int
+    may_deflate: bool
+
+
 class Client(WebSocketHandler):
     """One connection: a Tornado ``WebSocketHandler`` whose every method may be called from any thread.
 
@@ -81,32 +98,15 @@ class Client(WebSocketHandler):
 
     ws_connection: WebSocketProtocol | None
 
-    def initialize(
-        self,
-        *,
-        events: Events,
-        outbox: Outbox,
-        readers: Readers,
-        refuse: Callable[[HTTPServerRequest, str | None], str | None],
-        proxies: Proxies,
-        limits: Limits[Client],
-        complaints: Complaints,
-        max_message_size: int,
-        may_deflate: bool,
-    ) -> None:
-        self._events = events
-        self._outbox = outbox
-        self._readers = readers
-        self._refuse = refuse
-        self._proxies = proxies
-        self._limits = limits
-        self._message_cost = limits.message_cost
-        self._message_allowance = limits.message_allowance
+    def initialize(self, *, parts: Parts) -> None:
+        self._parts = parts
+        # What each message asks for is at hand.
+        self._events = parts.events
+        self._outbox = parts.outbox
+        self._message_cost = parts.limits.message_cost
+        self._message_allowance = parts.limits.message_allowance
         self._spent_until = 0.0
         """Up to when what it has sent uses up its time, in the time of the loop."""
-        self._complaints = complaints
-        self._max_message_size = max_message_size
-        self._may_deflate = may_deflate
         self.id = new_id()
         self.connected_at = time.time()
         """In seconds since the epoch."""
@@ -256,7 +256,7 @@ class Client(WebSocketHandler):
             self.set_header("Upgrade", "websocket")
             self._answer(426, "This is a WebSocket server of django-mease: connect to it with ws:// or wss://.\n")
             return
-        refusal = self._refuse(self.request, host)
+        refusal = self._parts.refuse(self.request, host)
         if refusal is not None:
             # Behind the first quote stands what the client sent.
             self._turn_away(403, refusal, kind=re.split("['\"]", refusal)[0])
@@ -274,7 +274,7 @@ class Client(WebSocketHandler):
         except PermissionDenied as error:
             self._turn_away(403, said_by(error) or "this handshake is not allowed", kind="denied")
         except Exception as error:
-            self._complaints.say(
+            self._parts.complaints.say(
                 "whose a handshake from %s is could not be read: %s",
                 self.request.remote_ip,
                 error_repr(error),
@@ -291,7 +291,7 @@ class Client(WebSocketHandler):
 
     def _is_one_too_many(self, user_key: str | None) -> bool:
         """Tell whether a limit forbids a handshake, which is answered then."""
-        refusal = self._limits.refusal(self.address, user_key)
+        refusal = self._parts.limits.refusal(self.address, user_key)
         if refusal is None:
             return False
         self.set_header("Retry-After", "10")
@@ -301,14 +301,14 @@ class Client(WebSocketHandler):
     def _name_sender(self) -> str | None:
         """Say in the request whom it comes from, and return the host that a proxy says was asked for."""
         request = self.request
-        sender = self._proxies.sender(request.remote_ip or "", request.protocol, request.headers)
+        sender = self._parts.proxies.sender(request.remote_ip or "", request.protocol, request.headers)
         request.remote_ip, request.protocol = sender.address, sender.scheme
         request.host = sender.host or request.host
         return sender.host
 
     def _turn_away(self, status: int, reason: str, *, kind: str) -> None:
-        self._limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
-        self._complaints.say(
+        self._parts.limits.refused["forbidden" if status == 403 else "unauthenticated"] += 1
+        self._parts.complaints.say(
             "refused %r from %s: %s", self.request.path, self.request.remote_ip, reason, about=self, kind=kind
         )
         self._answer(status, reason + "\n")
@@ -332,14 +332,16 @@ class Client(WebSocketHandler):
         return WebSocketProtocol(
             self,
             outbox=self._outbox,
-            readers=self._readers,
-            max_message_size=self._max_message_size,
-            may_deflate=self._may_deflate,
+            readers=self._parts.readers,
+            max_message_size=self._parts.max_message_size,
+            may_deflate=self._parts.may_deflate,
         )
 
     def _open(self, *args: str, **kwargs: str) -> None:
         # Asked once: each message of a client that speaks raw frames is spared the question.
         self.takes_headers = self.selected_subprotocol == HEADED_SUBPROTOCOL
+        # As it has grown it has room for twice as much, which would be a tenth of all that a connection takes.
+        self.__dict__ = {**self.__dict__}
         self._events.opened(self)
 
     open = _open
@@ -394,7 +396,7 @@ class Client(WebSocketHandler):
         self._spent_until = spent = (sent_from if sent_from > spent else spent) + self._message_cost
         if spent - connection.heard_at <= self._message_allowance:
             return True
-        self._limits.complain_of_messages(self)
+        self._parts.limits.complain_of_messages(self)
         connection.cut_off(4429, "you send too many messages")
         return False
 

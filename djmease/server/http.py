@@ -13,7 +13,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
-from djmease.server.client import Client
+from djmease.server.client import Client, Parts
 from djmease.server.complaints import Complaints
 from djmease.server.health import Health, no_trouble
 from djmease.server.limits import Limits, counted_as
@@ -29,7 +29,7 @@ MAX_HANDSHAKES = 4096
 def make_http_server(
     *,
     path: str | None,
-    clients: dict[str, Any],
+    clients: Parts,
     metrics: dict[str, Any],
     trouble: Callable[[], str | None],
     max_message_size: int,
@@ -39,14 +39,13 @@ def make_http_server(
 ) -> HTTPServer:
     """Make what answers on the sockets that it is given.
 
-    ``clients`` and ``metrics`` are what ``Client.initialize`` and ``Metrics.initialize`` take. Without a ``path`` every
-    other one is that of WebSockets.
+    ``metrics`` is what ``Metrics.initialize`` takes. Without a ``path`` every other one is that of WebSockets.
     """
     routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
         ("/healthz", Health, {"trouble": no_trouble}),
         ("/readyz", Health, {"trouble": trouble}),
         ("/metrics", Metrics, metrics),
-        (re.escape(path) if path else ".*", Client, clients),
+        (re.escape(path) if path else ".*", Client, {"parts": clients}),
     ]
     return _HTTPServer(
         Application(routes, log_function=_log_request, compress_response=False),
@@ -54,8 +53,8 @@ def make_http_server(
         max_header_size=max_header_size,
         max_body_size=0,
         max_buffer_size=2 * max_header_size + max_message_size,
-        limits=clients["limits"],
-        proxies=clients["proxies"],
+        limits=clients.limits,
+        proxies=clients.proxies,
         idle_connection_timeout=handshake_timeout,
         body_timeout=handshake_timeout,
     )

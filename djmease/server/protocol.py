@@ -327,7 +327,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
         """When anything came last, in the time of the loop: a sign of life."""
         self.sent_from = 0.0
         """When what came last was sent at the earliest: while it was not read the client may have gone on sending."""
-        self._catches_up_until = 0.0
+        self._resumed_at = 0.0
 
     # The handshake and the hand-over
 
@@ -408,7 +408,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._is_reading = False
             self._readers.remove(self._socket)
             now = self._loop.time()
-            if now > self._catches_up_until:
+            if now > self._resumed_at + CATCHING_UP:
                 self.sent_from = now
 
     def resume_reading(self) -> None:
@@ -417,7 +417,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             self._is_reading = True
             # What it has said meanwhile is still in the kernel.
             self.heard_at = self._loop.time()
-            self._catches_up_until = self.heard_at + CATCHING_UP
+            self._resumed_at = self.heard_at
             self._readers.add(self._socket, self)
 
     @property
@@ -436,7 +436,7 @@ class WebSocketProtocol(TornadoWebSocketProtocol):
             data = b""
         if data:
             self.heard_at = now = self._loop.time()
-            if now > self._catches_up_until:
+            if now > self._resumed_at + CATCHING_UP:
                 self.sent_from = now
             self._readers.bytes_in += len(data)
             self._feed(data)

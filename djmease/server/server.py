@@ -19,7 +19,7 @@ from djmease.messages import Message
 from djmease.names import Names
 from djmease.registry import Registry
 from djmease.server.background import Background
-from djmease.server.client import Client
+from djmease.server.client import Client, Parts
 from djmease.server.clients import Clients
 from djmease.server.complaints import Complaints
 from djmease.server.dispatch import Dispatch
@@ -153,17 +153,17 @@ class Server:
 
         self._http = make_http_server(
             path=options.path,
-            clients={
-                "events": self,
-                "outbox": self._outbox,
-                "readers": self._readers,
-                "refuse": refuse,
-                "limits": limits,
-                "proxies": proxies,
-                "complaints": Complaints(logger),
-                "max_message_size": options.max_message_size,
-                "may_deflate": options.compression,
-            },
+            clients=Parts(
+                events=self,
+                outbox=self._outbox,
+                readers=self._readers,
+                refuse=refuse,
+                limits=limits,
+                proxies=proxies,
+                complaints=Complaints(logger),
+                max_message_size=options.max_message_size,
+                may_deflate=options.compression,
+            ),
             metrics={
                 "exporter": Exporter(self.observer),
                 "allowed": Peers(options.metrics_allow),
