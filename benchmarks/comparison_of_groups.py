@@ -73,7 +73,7 @@ ROWS = (
 class Sizes:
     """How much of everything. A pair is for ours, and for the peers."""
 
-    rounds: int = 7
+    rounds: int = 15
     clients: int = 10_000
     groups: int = 1_000
     messages: int = 10_000
