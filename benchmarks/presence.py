@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import django
@@ -52,9 +51,8 @@ def measure(members: int, home: Path) -> None:
                 run(roll.TELL, "server", *(each for number in range(start, start + BATCH) for each in change(number)))
 
         def change(number: int) -> tuple[Any, ...]:
-            user = SimpleNamespace(get_username=lambda: f"somebody.{number}")
             info = roll.encode_info({"name": f"Some Body {number}", "colour": "red"})
-            described = roll.describe(user=user, user_key=str(number), client_id="", info=info)
+            described = roll.describe(name=f"somebody.{number}", user_key=str(number), client_id="", info=info)
             return GROUP, f"u{number}", 1, f"{time.time():.3f}", described, 0
 
         def reap() -> None:
