@@ -69,7 +69,6 @@ class _HTTPServer(HTTPServer):
         super().initialize(*args, **kwargs)
         self._unfinished: Counter[str] = Counter()
         self._too_many = Complaints(logger)
-        self._too_many_of_one = Complaints(logger)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         peer = self._counted(address)
@@ -77,11 +76,12 @@ class _HTTPServer(HTTPServer):
             self._too_many.say("%d handshakes are unfinished, and one more is refused", len(self._connections))
             stream.close()
         elif peer is not None and self._unfinished[peer] >= self._limits.per_address:
-            self._too_many_of_one.say(
+            self._too_many.say(
                 "%d handshakes from %s are unfinished, as many as MEASE_MAX_CONNECTIONS_PER_ADDRESS, and one more is "
                 "refused",
                 self._unfinished[peer],
                 peer,
+                kind="address",
             )
             stream.close()
         else:

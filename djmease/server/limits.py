@@ -62,7 +62,7 @@ class Limits(Generic[Client]):
         self._users: dict[str, dict[str, Client]] = {}
         self._addresses: Counter[str] = Counter()
         self._counted_as: dict[str, tuple[str | None, str | None]] = {}
-        self._complaints = {kind: Complaints(logger) for kind in ("connections", "user", "address", "messages")}
+        self._complaints = Complaints(logger)
         self.refused: Counter[str] = Counter()
         """How often each limit was met (``connections``, ``user``, ``address``, ``messages``), and how many handshakes
         were refused by who they are (``unauthenticated``) and where they come from (``forbidden``)."""
@@ -92,7 +92,7 @@ class Limits(Generic[Client]):
 
     def _refuse(self, kind: str, who: str, status: int, reason: str) -> Refusal:
         self.refused[kind] += 1
-        self._complaints[kind].say("a handshake from %s is refused with %d: %s", who, status, reason)
+        self._complaints.say("a handshake from %s is refused with %d: %s", who, status, reason, kind=kind)
         return Refusal(status=status, reason=reason)
 
     def enter(self, client: Client) -> None:
@@ -123,9 +123,8 @@ class Limits(Generic[Client]):
     def complain_of_messages(self, client: Client) -> None:
         """Note that a client sends more than MEASE_MAX_MESSAGE_RATE."""
         self.refused["messages"] += 1
-        self._complaints["messages"].say(
-            "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429", client.id, about=client
-        )
+        told = "client %s sends more than MEASE_MAX_MESSAGE_RATE; it is closed with 4429"
+        self._complaints.say(told, client.id, about=client, kind="messages")
 
 
 def counted_as(address: str) -> str | None:
