@@ -226,15 +226,21 @@ def _send_control(payload: str) -> None:
     _exchange(pool, connection, [connections.names().control_channel], payload)
 
 
-def refuse_event_loop(name: str, asynchronous: str) -> None:
-    """Raise ``SynchronousOnlyOperation`` on a running event loop, which ``djmease.<name>`` would block."""
+def is_on_event_loop() -> bool:
+    """Tell whether this thread runs an event loop now."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return
-    raise SynchronousOnlyOperation(
-        f"djmease.{name} would block the event loop: use  await djmease.{asynchronous}(...)  in asynchronous code."
-    )
+        return False
+    return True
+
+
+def refuse_event_loop(name: str, asynchronous: str) -> None:
+    """Raise ``SynchronousOnlyOperation`` on a running event loop, which ``djmease.<name>`` would block."""
+    if is_on_event_loop():
+        raise SynchronousOnlyOperation(
+            f"djmease.{name} would block the event loop: use  await djmease.{asynchronous}(...)  in asynchronous code."
+        )
 
 
 AT_HAND = (str, bytes, int, UUID, Model)

@@ -15,7 +15,6 @@ Here callbacks run one after the other in the thread of the test, and what they 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import deque
@@ -71,7 +70,10 @@ def connect(
 
     Raises ``SynchronousOnlyOperation`` on an event loop, where callbacks could not run as they do in the server.
     """
-    _refuse_event_loop()
+    if publishing.is_on_event_loop():
+        raise SynchronousOnlyOperation(
+            "djmease.test.connect is for `def` tests: in an `async def` there is an event loop."
+        )
     site = _sites[-1] if _sites else _Site()
     with site.running():
         page = Page(site, TestClient(site, user=user, session=session, path=path, headers=headers), groups)
@@ -80,14 +82,6 @@ def connect(
             yield page
         finally:
             page.close()
-
-
-def _refuse_event_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise SynchronousOnlyOperation("djmease.test.connect is for `def` tests: in an `async def` there is an event loop.")
 
 
 @contextmanager
